@@ -1,0 +1,49 @@
+"""diffprobe: how does a diffusion model behave? Five questions, one tool, intervals on every number.
+
+Importing the package imports no heavy library; each name loads what it needs when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffprobe import worlds as worlds
+    from diffprobe.adapters.load import load as load
+    from diffprobe.adapters.load import rig as rig
+    from diffprobe.errors import UserError as UserError
+    from diffprobe.measures.stats import Estimate as Estimate
+    from diffprobe.model import Model as Model
+    from diffprobe.model import Rig as Rig
+    from diffprobe.probes.drift import Drift as Drift
+    from diffprobe.runs.result import Run as Run
+    from diffprobe.runs.result import open_run as open
+    from diffprobe.runs.result import start as run
+
+__version__ = "0.1.0"
+
+_NAMES = {
+    "Drift": "diffprobe.probes.drift:Drift",
+    "Estimate": "diffprobe.measures.stats:Estimate",
+    "Model": "diffprobe.model:Model",
+    "Rig": "diffprobe.model:Rig",
+    "Run": "diffprobe.runs.result:Run",
+    "UserError": "diffprobe.errors:UserError",
+    "load": "diffprobe.adapters.load:load",
+    "open": "diffprobe.runs.result:open_run",
+    "rig": "diffprobe.adapters.load:rig",
+    "run": "diffprobe.runs.result:start",
+    "worlds": "diffprobe.worlds:",
+}
+__all__ = ["Drift", "Estimate", "Model", "Rig", "Run", "UserError", "load", "open", "rig", "run", "worlds"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'diffprobe' has no attribute '{name}'")
+    module, _, attribute = _NAMES[name].partition(":")
+    found = import_module(module)
+    return getattr(found, attribute) if attribute else found
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

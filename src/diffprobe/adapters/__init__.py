@@ -1,0 +1,1 @@
+"""Floor 2: one file a family of models; heavy imports stay inside."""

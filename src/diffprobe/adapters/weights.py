@@ -1,0 +1,82 @@
+"""Where weights lie, where they are placed, and what they are: a folder or a hub id to a path, and the digest of its content."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from diffprobe.errors import UserError
+
+_BLOB = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How weights are found and placed. `dtype` None: float32 on the CPU, bfloat16 on an accelerator."""
+
+    device: str = "auto"
+    dtype: str | None = None
+    revision: str | None = None
+    variant: str | None = None
+    local_files_only: bool = False
+
+    def place(self) -> tuple[torch.device, torch.dtype]:
+        """The device and the number format of the networks; raises UserError where either is not to be had."""
+        name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        if name.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"device '{name}' is not available here: use --device cpu", exit_code=4)
+        known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+        if self.dtype is not None and self.dtype not in known:
+            raise UserError(f"unknown dtype '{self.dtype}': choose from {', '.join(known)}")
+        default = "float32" if name == "cpu" else "bfloat16"
+        return torch.device(name), known[self.dtype or default]
+
+
+def resolve(spec: str, revision: str | None = None, local_files_only: bool = False) -> tuple[Path, dict[str, str]]:
+    """The folder of a model and where it came from. A hub id becomes its snapshot, whose commit is recorded.
+
+    HF_HOME, HF_HUB_CACHE and HF_HUB_OFFLINE are honoured. Raises UserError (exit code 4) where it can be neither found nor fetched.
+    """
+    folder = Path(spec).expanduser()
+    if folder.is_dir():
+        return folder, {"source": str(spec)}
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", spec) or spec.startswith("."):
+        raise UserError(
+            f"no model '{spec}': give 'embedded', 'exact:<name>', a folder of a saved pipeline, or a hub id such as 'owner/name'"
+        )
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        path = Path(huggingface_hub.snapshot_download(spec, revision=revision, local_files_only=local_files_only))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        raise UserError(
+            f"'{spec}' is neither a folder nor in the cache, and the hub did not give it ({type(error).__name__}): "
+            f"run `hf download {spec}` on a connected machine and copy the cache, or give a folder",
+            exit_code=4,
+        ) from error
+    return path, {"source": spec, "commit": path.name}
+
+
+def digest_folder(folder: Path) -> str:
+    """sha256 over the names and contents of the weight files (safetensors) below a folder; hub blobs already carry theirs."""
+    total = hashlib.sha256()
+    files = sorted(folder.rglob("*.safetensors"))
+    if not files:
+        raise UserError(
+            f"{folder} holds no .safetensors file: save the pipeline with safe_serialization=True (pickled weights are never read)"
+        )
+    for file in files:
+        target = file.resolve()
+        content = target.name if _BLOB.fullmatch(target.name) else _digest(target)
+        total.update(f"{file.relative_to(folder).as_posix()}:{content}\n".encode())
+    return f"sha256:{total.hexdigest()}"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

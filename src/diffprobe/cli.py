@@ -1,0 +1,220 @@
+"""The command line. Every body imports what it needs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from diffprobe.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from diffprobe.runs.result import Run
+    from diffprobe.runs.study import Study
+
+app = typer.Typer(
+    name="diffprobe",
+    help="How does a diffusion model behave? In numbers with intervals, pictures and one sentence of verdict.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console(highlight=False, soft_wrap=True)
+
+Budget = Literal["quick", "standard", "paper"]
+RunPath = Annotated[Path, typer.Argument(help="The directory of a run.", show_default=False)]
+
+
+@app.command()
+def run(  # noqa: PLR0913, PLR0917
+    study: Annotated[str | None, typer.Argument(help="A study file (YAML) or the name of a shipped recipe.", show_default=False)] = None,
+    model: Annotated[str | None, typer.Option(help="embedded, exact:<world>, a folder of a saved pipeline, or a hub id.")] = None,
+    probes: Annotated[str | None, typer.Option(help="Which probes, comma-separated; all by default.")] = None,
+    budget: Annotated[Budget, typer.Option(help="How much to measure.")] = "quick",
+    images: Annotated[str | None, typer.Option(help="For drift: a folder or a manifest of images instead of rendered scenes.")] = None,
+    out_dir: Annotated[Path | None, typer.Option("--out", help="The run's directory; the same command resumes it.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
+    extend: Annotated[bool, typer.Option("--extend", help="Let the study in this directory grow or change.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+) -> None:
+    """Measure a model, write the report, print the main numbers. With no argument: the embedded model, in about a minute."""
+    chosen = _study(study, model, probes, budget, images, device)
+    specs = chosen.models or {"": chosen.model}
+    base = out_dir or Path("runs") / (Path(study).stem if study else f"{_slug(chosen.model)}-{budget}")
+    for name, spec in specs.items():
+        _one(chosen, spec, base / name if name else base, extend, dry_run)
+
+
+@app.command()
+def status(run: RunPath) -> None:
+    """How far a run is, and what failed."""
+    found = _open(run)
+    out.print(f"{found.path}: {found.about['model']['name']}, {found.done} of {found.planned} cells measured, {len(found.failures)} failed")
+    for key, failure in found.failures.items():
+        out.print(f"  {failure['probe']} {failure['class']} {key}: {failure['error'].strip().splitlines()[-1]}")
+    if found.done < found.planned:
+        out.print("the command that started it resumes it")
+        raise typer.Exit(3)
+
+
+@app.command()
+def report(
+    run: RunPath,
+    out_file: Annotated[Path | None, typer.Option("--out", help="Where to write the page; report.html in the run by default.")] = None,
+    figures: Annotated[bool, typer.Option(help="Also write every chart as SVG and PNG to figures/ in the run.")] = True,
+) -> None:
+    """Write the report of a run, whole or unfinished: one offline HTML file."""
+    found = _open(run)
+    out.print(f"report: {found.report(out_file)}")
+    if figures:
+        out.print(f"figures: {len(found.figures())} files in {found.path / 'figures'}")
+
+
+@app.command()
+def select(
+    images: Annotated[str, typer.Argument(help="A folder or a manifest of images.")],
+    per_domain: Annotated[int, typer.Option(help="How many images of each domain.")] = 25,
+    embedder: Annotated[str, typer.Option(help="Whose features spread them out: embedded, or clip:<folder or hub id>.")] = "embedded",
+    seed: Annotated[int, typer.Option(help="Of the first choice in each domain.")] = 0,
+    out_file: Annotated[Path, typer.Option("--out", help="The manifest to write.")] = Path("subset.json"),
+) -> None:
+    """Choose a small, stratified, diverse subset of many images, as a manifest for drift studies."""
+    from diffprobe.subset import write_subset
+
+    out.print(f"{write_subset(images, per_domain, embedder, seed, out_file)} images in {out_file}")
+
+
+@app.command()
+def validate(
+    probes: Annotated[list[str] | None, typer.Argument(help="Which probes; all by default.", show_default=False)] = None,
+) -> None:
+    """Known answers: each probe's mathematics against worlds whose truth is exact."""
+    from rich.table import Table
+
+    from diffprobe.validate import VALIDATIONS
+
+    names = probes or list(VALIDATIONS)
+    wrong = 0
+    for name in names:
+        if name not in VALIDATIONS:
+            raise unknown("probe", name, VALIDATIONS)
+        table = Table("what", "measured", "truth", "allowed", "", title=f"validate {name}", title_justify="left")
+        for check in VALIDATIONS[name]():
+            wrong += not check.holds
+            table.add_row(check.what, f"{check.measured:.5g}", f"{check.truth:.5g}", check.allowed, "ok" if check.holds else "WRONG")
+        out.print(table)
+    if wrong:
+        out.print(f"{wrong} answers are wrong")
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor() -> None:
+    """The environment: versions, device, caches, and the torchvision trap."""
+    from diffprobe.doctor import examine
+
+    sick = 0
+    for finding in examine():
+        sick += not finding.well
+        out.print(f"{'ok  ' if finding.well else 'BAD '} {finding.what}: {finding.told}")
+    if sick:
+        raise typer.Exit(4)
+
+
+@app.command()
+def models() -> None:
+    """The models that need no download, and how to name others."""
+    from diffprobe.adapters.catalogue import CATALOGUE
+
+    for name, told in CATALOGUE.items():
+        out.print(f"{name:<18} {told}")
+
+
+@app.command()
+def cite(run: RunPath) -> None:
+    """What to cite for the numbers of a run."""
+    for probe in _open(run).probes:
+        out.print(f"{probe.name}:")
+        for line in probe.cites:
+            out.print(f"  {line}")
+
+
+def main() -> None:
+    """The entry point: a user's error is one line on stderr and an exit code, never a traceback."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"diffprobe: {error}", markup=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("\ndiffprobe: interrupted; what was measured is kept, and the same command resumes")
+        sys.exit(3)
+
+
+def _study(study: str | None, model: str | None, probes: str | None, budget: Budget, images: str | None, device: str | None) -> Study:
+    """The study that the arguments mean; raises UserError for arguments that contradict each other."""
+    from dataclasses import replace
+
+    from diffprobe.probes.drift import Drift
+    from diffprobe.runs.study import Study, load_study, preset
+
+    if study is not None:
+        found = load_study(study)
+        if probes:
+            raise UserError("a study names its own probes: leave --probes out, or edit the file")
+        if images:
+            raise UserError("a study names its own images: leave --images out, or edit the file")
+    else:
+        wanted = preset([name.strip() for name in (probes or "").split(",") if name.strip()], budget)
+        if images:
+            wanted = tuple(replace(probe, images=images, count=None) if isinstance(probe, Drift) else probe for probe in wanted)
+        found = Study(probes=wanted)
+    changes = {name: value for name, value in (("model", model), ("device", device)) if value is not None}
+    if model and found.models:
+        raise UserError("this study has several models: leave --model out, or edit the file")
+    return found.model_copy(update=changes)
+
+
+def _one(study: Study, spec: str, path: Path, extend: bool, dry_run: bool) -> None:
+    """One model: load, measure, report."""
+    from diffprobe import terminal
+    from diffprobe.runs.execute import plan
+
+    if dry_run:
+        terminal.show_plan(out, plan(study.probes), spec, path)
+        return
+    with out.status("reading the images and planning") if out.is_terminal else _quiet():
+        steps = plan(study.probes)
+    from diffprobe.adapters.load import load, rig
+    from diffprobe.runs.result import start
+
+    with out.status(f"loading {spec}") if out.is_terminal else _quiet():
+        worker = rig(load(spec, device=study.device, torch_dtype=study.torch_dtype), study.embedders, batch_size=study.batch_size)
+    with terminal.progress(out, len(steps)) as told:
+        done = start(worker, study.probes, path, extend=extend, report=told)
+    done.figures()
+    terminal.show_numbers(out, done)
+    out.print(f"report: {done.report()}")
+    if done.done < done.planned:
+        out.print(
+            f"{done.planned - done.done} of {done.planned} cells failed: see `diffprobe status {path}`; the same command tries them again"
+        )
+        raise typer.Exit(3)
+
+
+def _open(path: Path) -> Run:
+    from diffprobe.runs.result import open_run
+
+    return open_run(path)
+
+
+def _quiet() -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def _slug(spec: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in spec).strip("-.")

@@ -1,0 +1,6 @@
+"""Floor 3: one question each. A probe plans cells, the cells measure themselves, and the probe sums their records up."""
+
+from diffprobe.probes.drift import Drift
+
+#: Every probe by its name.
+PROBES: dict[str, type[Drift]] = {"drift": Drift}

@@ -1,0 +1,159 @@
+"""What every probe is made of: cells that measure themselves, and findings that are computed from their records."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, ClassVar, Literal, Protocol, cast
+
+import pyarrow as pa
+
+from diffprobe.measures.stats import Estimate
+from diffprobe.model import Model, Rig
+
+#: The name of a cell class to all its records, with `cell` (key) and `row` (index in the cell) as extra columns.
+Records = Mapping[str, pa.Table]
+Row = Mapping[str, Any]
+
+
+class Cell(Protocol):
+    """The unit of work and of resuming: a frozen dataclass of plain values, which prints, hashes and pickles.
+
+    `measure` reads only the cell's own fields and the records of its inputs, and gives one row a sample. A binary column
+    `picture` holds lossless WebP files for the gallery; the store keeps them apart as media.
+    """
+
+    version: ClassVar[int]
+
+    def inputs(self) -> tuple[Cell, ...]: ...
+
+    def measure(self, rig: Rig, *records: pa.Table) -> pa.Table: ...
+
+    def cost(self) -> Cost: ...
+
+    def __hash__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a cell will take, for `--dry-run`: network evaluations of the denoiser, decodings, and bytes on disk."""
+
+    samples: int = 0
+    evaluations: int = 0
+    decodings: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+
+
+@lru_cache(maxsize=4096)
+def key(cell: Cell) -> str:
+    """The identity of a cell: a hash of its class, version and fields; computed alike from the plan and from a file's metadata."""
+    return hashlib.blake2b(canonical(cell).encode(), digest_size=16).hexdigest()
+
+
+def canonical(cell: Cell) -> str:
+    """The cell as JSON: what its key is the hash of, and what the record's file carries as metadata. An inner cell stands by its key."""
+    return json.dumps({"version": cell.version, **_fields(cell)}, sort_keys=True, separators=(",", ":"))
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return {"class": type(value).__name__, **fields}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {"key": key(cast(Cell, value))} if hasattr(value, "measure") else _fields(value)
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise TypeError(f"a cell holds plain values only, not {type(value).__name__}")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A column of a chart's rows and the title that a reader sees."""
+
+    column: str
+    title: str
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What a chart shows; the report decides how it looks. `rows` are flat, JSON-ready, and aggregated.
+
+    kind "line": y over x, one line a series, with a band where `lo` and `hi` name columns. "interval": points with error
+    bars. "bar": one bar a category of x with error bars. "scatter": points alone. "stack": bars stacked by series.
+    `curves` are fitted lines drawn over it (same columns, without intervals).
+    """
+
+    name: str
+    title: str
+    caption: str
+    kind: Literal["line", "interval", "bar", "scatter", "stack"]
+    rows: tuple[Row, ...]
+    x: Axis
+    y: Axis
+    lo: str | None = None
+    hi: str | None = None
+    series: Axis | None = None
+    facet: Axis | None = None
+    curves: tuple[Row, ...] = ()
+
+
+@dataclass(frozen=True)
+class Card:
+    """A headline number: what it is in a few words, the estimate, and one line that says how to read it."""
+
+    title: str
+    estimate: Estimate
+    note: str
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A row of the gallery: pictures by their path under `media/`, and the numbers beside them."""
+
+    label: str
+    caption: str
+    original: str
+    edited: str
+    numbers: Mapping[str, float | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a probe concludes from its records; no model is needed to compute it."""
+
+    estimates: tuple[Estimate, ...]
+    verdicts: tuple[str, ...] = ()
+    cards: tuple[Card, ...] = ()
+    charts: tuple[Chart, ...] = ()
+    gallery: tuple[Exhibit, ...] = ()
+
+
+class Probe(Protocol):
+    """The question and its settings: a frozen dataclass. `plan` and `summarise` are pure: no model, no GPU."""
+
+    name: ClassVar[str]
+    question: ClassVar[str]
+    needs: ClassVar[frozenset[str]]
+    rows: ClassVar[str]  # the class of cells whose records users mean by "the rows"
+    cites: ClassVar[tuple[str, ...]]
+    method: ClassVar[str]
+
+    def plan(self) -> Iterable[Cell]: ...
+
+    def check(self, model: Model) -> None:
+        """Raise UserError where this model cannot be asked this question with these settings."""
+        ...
+
+    def summarise(self, records: Records) -> Findings: ...

@@ -1,0 +1,104 @@
+"""How the drift probe looks at images and at the decoder: batched, flagged, and as columns of a record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffprobe import rng
+from diffprobe.measures import similarity
+from diffprobe.model import Embedder, Rig, TextEmbedder
+
+DIRECTIONS = 4  # random directions for the decoder's mean gain
+_THUMBNAIL = 512  # longest side of a gallery picture
+_STEP = 0.01  # of the difference that stands for a derivative; latents are of order 1
+
+
+def decode(rig: Rig, latents: Tensor) -> Tensor:
+    assert rig.model.codec is not None
+    with torch.no_grad():
+        return torch.cat([rig.model.codec.decode(part).float().cpu() for part in latents.split(rig.batch_size)])
+
+
+def resized(batch: Tensor, size: int) -> Tensor:
+    if batch.shape[-1] == size:
+        return batch
+    return torch.nn.functional.interpolate(batch, (size, size), mode="bilinear", antialias=True)
+
+
+def compare(seen: Tensor, shown: Tensor, flags: Sequence[str | None]) -> dict[str, list[float | None]]:
+    """What an image comparison gives, by name, for images [B, 3, H, W] in [0, 1]; SSIM is null where they are smaller than its window."""
+    measures = (similarity.mse, similarity.psnr, similarity.relative_mse, similarity.gradient_similarity)
+    columns = {measure.__name__: valid(measure(seen, shown), flags) for measure in measures}
+    wide = min(seen.shape[-2:]) >= similarity.SSIM_SIZE
+    return {**columns, "ssim": valid(similarity.ssim(seen, shown), flags) if wide else [None] * len(seen)}
+
+
+def embedded(
+    rig: Rig, originals: pa.Table, shown: Tensor, prompts: Sequence[str], flags: list[str | None]
+) -> dict[str, list[float | None]]:
+    columns: dict[str, list[float | None]] = {}
+    for label, embedder in rig.embedders.items():
+        before = torch.from_numpy(np.stack(originals[f"feature:{label}"].to_numpy(zero_copy_only=False)))
+        after = features(rig, embedder, shown)
+        columns[f"cosine:{label}"] = valid(similarity.cosine_distance(before, after), flags)
+        if isinstance(embedder, TextEmbedder):
+            text = embedder.embed_text(prompts)
+            columns[f"text_before:{label}"] = valid(1 - similarity.cosine_distance(text, before), flags)
+            columns[f"text_after:{label}"] = valid(1 - similarity.cosine_distance(text, after), flags)
+    return columns
+
+
+def features(rig: Rig, embedder: Embedder, batch: Tensor) -> Tensor:
+    return torch.cat([embedder(part) for part in batch.split(rig.batch_size)])
+
+
+def linear(rig: Rig, latents: Tensor, change: Tensor) -> Tensor:
+    """mean((J change)^2) of the decoder at `latents`, float64 [B], by a central difference of a step of 0.01 (root mean square).
+
+    Two decodings a sample, whatever the decoder is built of; forward derivatives take four times that where attention allows them.
+    """
+    size = change.double().square().flatten(1).mean(1).sqrt()
+    step = (_STEP / size.clamp(min=torch.finfo(torch.float64).tiny)).clamp(max=1e30)
+    moved = (change.double() * step.view(-1, *[1] * (change.ndim - 1))).float()
+    slope = (decode(rig, latents + moved).double() - decode(rig, latents - moved).double()) / 2
+    return slope.square().flatten(1).mean(1) / step.square()
+
+
+def gains(rig: Rig, latents: Tensor) -> list[float]:
+    """Tr(J^T J) / (D d) of the decoder at each latent, by Hutchinson's estimator over a few random directions."""
+    draws = [rng.normal(latents.shape[1:], f"drift.gain.{i}", [0]).expand_as(latents) for i in range(DIRECTIONS)]
+    total = torch.stack([linear(rig, latents, draw) for draw in draws]).mean(0)
+    return [float(value) for value in total / latents[0].numel()]
+
+
+def flaw(image: Tensor) -> str | None:
+    if not bool(torch.isfinite(image).all()):
+        return "not finite"
+    return "constant" if float(image.std()) < 1e-4 else None
+
+
+def valid(values: Tensor, flags: Sequence[str | None]) -> list[float | None]:
+    """Numbers as a column, null where the sample does not count or the number does not exist."""
+    numbers = [float(value) for value in values]
+    return [None if flag or not np.isfinite(number) else number for number, flag in zip(numbers, flags, strict=True)]
+
+
+def vectors(matrix: Tensor) -> pa.FixedSizeListArray:
+    flat = pa.array(matrix.float().cpu().contiguous().numpy().ravel())
+    return pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1])
+
+
+def webp(image: Tensor) -> bytes:
+    """Lossless WebP of an image [3, H, W] in [0, 1], at most 512 pixels on a side."""
+    small = resized(image[None], min(_THUMBNAIL, image.shape[-1]))[0]
+    pixels = (small.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    out = BytesIO()
+    Image.fromarray(pixels).save(out, "WEBP", lossless=True)
+    return out.getvalue()

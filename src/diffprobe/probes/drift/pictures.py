@@ -1,0 +1,173 @@
+"""The charts of the drift report, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from diffprobe.measures.drift import Factors, predict, regressors
+from diffprobe.measures.laws import Levels
+from diffprobe.measures.stats import Estimate
+from diffprobe.probes.base import Axis, Chart, Row
+from diffprobe.probes.drift.slices import Summary
+
+_STRENGTH, _SIGMA = Axis("strength", "strength asked for"), Axis("sigma", "noise-to-signal ratio sigma at the start", log=True)
+_TITLES = {"mse": "mean squared error", "cosine": "cosine distance"}
+
+
+def charts(summary: Summary) -> Iterator[Chart]:
+    """Drift over strength by setting, the laws, the parts of the drift, and its domains."""
+    yield _over(
+        summary,
+        "mse",
+        "How much changes",
+        "Mean over images of the squared error against the original; bands are 95 % intervals over images.",
+    )
+    for metric in (name for name in summary.metrics if name.startswith("cosine:")):
+        title = f"How far the meaning moves ({metric.removeprefix('cosine:')})"
+        yield _over(summary, metric, title, "Cosine distance between the features of original and edit.")
+    yield from _laws(summary)
+    if not summary.budget.empty:
+        yield _parts(summary)
+        yield _factors(summary)
+    yield from _domains(summary)
+
+
+def _over(summary: Summary, metric: str, title: str, caption: str) -> Chart:
+    rows = tuple(_row(e, series=_series(summary, e)) for e in summary.means if e.quantity == metric and e.value is not None)
+    axis = Axis("value", _TITLES[metric.partition(":")[0]])
+    return Chart(
+        f"{metric.replace(':', '-')}-over-strength",
+        title,
+        caption,
+        "line",
+        rows,
+        _STRENGTH,
+        axis,
+        "lo",
+        "hi",
+        Axis("series", _varying(summary)),
+    )
+
+
+def _laws(summary: Summary) -> Iterator[Chart]:
+    """The means against the noise level with the fitted laws, and which law wins how often."""
+    found = summary.selection
+    if not found.support:
+        return
+    sigma = np.asarray(found.levels.sigma, np.float64)
+    rows = tuple({"sigma": float(x), "value": float(y), "series": "measured"} for x, y in zip(sigma, found.means, strict=True))
+    curves = tuple(row for name in found.support for row in _curve(summary, name))
+    yield Chart(
+        "laws",
+        "Which law the drift follows",
+        "Means at the levels that were run (points), and what each fitted law says there (lines).",
+        "scatter",
+        rows,
+        _SIGMA,
+        Axis("value", "mean squared error"),
+        series=Axis("series", "law"),
+        curves=curves,
+    )
+    bars = tuple({"law": name, "value": support.share} for name, support in found.support.items() if np.isfinite(support.share))
+    caption = "Share of resamples of the images in which a law predicts a left-out level best."
+    yield Chart("law-shares", "How sure that choice is", caption, "bar", bars, Axis("law", "law"), Axis("value", "share of resamples"))
+
+
+def _curve(summary: Summary, name: str) -> list[Row]:
+    """A law's predictions at the measured levels."""
+    found = summary.selection
+    fit, levels = found.support[name].fit, Levels(*(np.asarray(part, np.float64) for part in found.levels))
+    x, _ = regressors(*levels)[name]
+    values = predict(fit, x)
+    return [{"sigma": float(s), "value": float(v), "series": name} for s, v in zip(np.asarray(levels.sigma), values, strict=True)]
+
+
+def _parts(summary: Summary) -> Chart:
+    names = {"floor": "autoencoder alone", "move": "edit beyond it", "cross": "their overlap"}
+    means = summary.budget.groupby("requested_strength")[list(names)].mean()
+    rows = tuple(
+        {"strength": f"{strength:g}", "value": float(values[part]), "series": told}
+        for strength, values in means.iterrows()
+        for part, told in names.items()
+    )
+    caption = "The mean squared error splits exactly: total = floor + move + cross. The overlap can be negative."
+    return Chart(
+        "budget",
+        "Which part of the pipeline does it",
+        caption,
+        "stack",
+        rows,
+        _STRENGTH,
+        Axis("value", "mean squared error"),
+        series=Axis("series", "part"),
+    )
+
+
+def _factors(summary: Summary) -> Chart:
+    names = {"contraction": "contraction (noise the denoiser leaves)", "alignment": "alignment (how the decoder amplifies it)"}
+    rows: list[Row] = []
+    for strength, group in summary.budget.groupby("requested_strength"):
+        for factor in Factors._fields[1:]:
+            logs = np.log(group[factor][group[factor] > 0])
+            if len(logs):
+                rows.append(
+                    {
+                        "sigma": float(summary.main.levels.loc[strength, "sigma"]),
+                        "value": float(np.exp(logs.mean())),
+                        "series": names[factor],
+                    }
+                )
+    caption = (
+        "To first order the move is the decoder's answer to pure noise of that level, times these two. 1 would be noise left as it was."
+    )
+    return Chart(
+        "factors",
+        "Why the move is as large as it is",
+        caption,
+        "line",
+        tuple(rows),
+        _SIGMA,
+        Axis("value", "factor", log=True),
+        series=Axis("series", "factor"),
+    )
+
+
+def _domains(summary: Summary) -> Iterator[Chart]:
+    rows = summary.main.rows
+    if rows["domain"].nunique() < 2:
+        return
+    top = rows[rows["requested_strength"] == rows["requested_strength"].max()]
+    means = top.groupby(["domain", "image"])["mse"].mean().groupby("domain").agg(["mean", "count", "std"])
+    data = tuple(
+        {"domain": str(name), "value": float(row["mean"]), "n": int(row["count"])}
+        for name, row in means.iterrows()
+        if np.isfinite(row["mean"])
+    )
+    caption = "Mean squared error at the largest strength; the intervals are in the table."
+    yield Chart("domains", "Where it happens", caption, "bar", data, Axis("domain", "domain"), Axis("value", "mean squared error"))
+
+
+def _row(e: Estimate, **more: str) -> Row:
+    return {
+        "strength": e.facets["strength"],
+        "sigma": e.facets["sigma"],
+        "steps": e.facets["steps"],
+        "value": e.value,
+        "lo": e.lo,
+        "hi": e.hi,
+        "n": e.n,
+        **more,
+    }
+
+
+def _varying(summary: Summary) -> str:
+    """The title of what sets the lines apart."""
+    names = [name for name in summary.main.setting if len({part.setting[name] for part in summary.slices}) > 1]
+    return ", ".join(name.replace("_", " ") for name in names) or "prompt set"
+
+
+def _series(summary: Summary, e: Estimate) -> str:
+    names = [name for name in summary.main.setting if len({part.setting[name] for part in summary.slices}) > 1] or ["prompt_set"]
+    return ", ".join(str(e.facets[name]) for name in names)

@@ -1,0 +1,168 @@
+"""The drift probe: its settings and its plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from diffprobe import images
+from diffprobe.errors import UserError, unknown
+from diffprobe.images import Rendered, Source
+from diffprobe.model import Model
+from diffprobe.probes.base import Findings, Records
+from diffprobe.probes.drift.cells import DecoderNoise, Edits, Originals
+from diffprobe.probes.drift.prompts import PROMPT_SETS
+from diffprobe.probes.drift.slices import SETTING, Asked
+from diffprobe.probes.drift.summary import summarise
+
+_CHUNK = 16  # images a cell
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What an edit pipeline changes when it is told to change nothing.
+
+    `images`: 'world' (rendered scenes), a folder, or a manifest (.json, .jsonl, .csv). `count`: how many; None takes all of a
+    folder, or 24 scenes. `strengths` are the pipeline's own, in (0, 1]. Every list is crossed with every other; an ablation
+    is a list of more than one. `equal_start`: at each number of steps use the strength that starts nearest to the noise
+    level of the first. `resolution`: what the pipeline works at (0: native); `measured`: what images are compared at (None:
+    the same). `seeds`: image i gets seed + i, or the seed itself where `same_seed`. `budget`: decompose the drift.
+    `tolerance`: the mean squared error, of images in [0, 1], that the strength budget allows. The last three lines shape
+    no measurement: changing them recomputes nothing.
+    """
+
+    name: ClassVar[str] = "drift"
+    question: ClassVar[str] = "What does an edit pipeline change when it is told to change nothing, and which part of it does so?"
+    needs: ClassVar[frozenset[str]] = frozenset({"editor", "codec"})
+    rows: ClassVar[str] = "Edits"
+    cites: ClassVar[tuple[str, ...]] = (
+        "Seetha Ram, Elavazhagan: The Drift Kernel: Why Diffusion Models Change Even When Told Not To (NoOp-Bench), CVPR 2026.",
+        "Meng et al.: SDEdit: Guided Image Synthesis and Editing with Stochastic Differential Equations, ICLR 2022.",
+        "Song, Meng, Ermon: Denoising Diffusion Implicit Models, ICLR 2021.",
+    )
+    method: ClassVar[str] = (
+        "Each image is encoded once (the posterior's mean), noised to the level at which the pipeline starts for the strength asked, "
+        "denoised by the deployed pipeline itself under a prompt that asks for no change, decoded and compared with the original.\n\n"
+        "A strength is no noise level: it becomes a whole number of executed steps, which decides the starting time. Every row keeps "
+        "both. Kernel laws are fitted by least squares to the mean over images at each distinct level; intervals come from "
+        "resampling whole images, so that the prompts and levels of an image stay together. A law is selected by its error at levels "
+        "left out, and the share of resamples in which it wins is reported with it.\n\n"
+        "The total squared error splits exactly into the autoencoder's own round trip (floor), what the edit moves beyond it (move), and "
+        "their cross term. To first order the move is what the decoder makes of pure noise of that level, times the share "
+        "of that noise which the denoiser leaves (contraction), times how far what is left points where the decoder amplifies (alignment)."
+    )
+
+    images: str = "world"
+    count: int | None = None
+    prompt_sets: tuple[str, ...] = ("null", "copy", "empty")
+    negative_prompt: str = ""
+    strengths: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4)
+    num_inference_steps: tuple[int, ...] = (15,)
+    equal_start: bool = False
+    guidance_scale: tuple[float, ...] = (5.0,)
+    resolution: tuple[int, ...] = (0,)
+    measured: int | None = None
+    seeds: tuple[int, ...] = (42,)
+    same_seed: bool = False
+    budget: bool = True
+    keep_images: int = 64
+    tolerance: float = 0.005
+    level: float = 0.95
+
+    def __post_init__(self) -> None:
+        for name in self.prompt_sets:
+            if name not in PROMPT_SETS:
+                raise unknown("prompt set", name, PROMPT_SETS)
+        for field in ("prompt_sets", "strengths", "num_inference_steps", "guidance_scale", "resolution", "seeds"):
+            values = getattr(self, field)
+            if not values:
+                raise UserError(f"drift needs at least one value in '{field}'")
+            if len(set(values)) < len(values):
+                raise UserError(f"drift's '{field}' names a value twice: {', '.join(map(str, values))}")
+        for strength in self.strengths:
+            if not (math.isfinite(strength) and 0 < strength <= 1):
+                raise UserError(f"strength {strength} is outside (0, 1]: 0 would change nothing, 1 replaces the image by noise")
+        for strength, steps in product(self.strengths, self.num_inference_steps[: 1 if self.equal_start else None]):
+            if steps < 1:
+                raise UserError(f"num_inference_steps {steps} must be at least 1")
+            if strength * steps < 1 - 1e-9:
+                raise UserError(
+                    f"strength {strength} runs no step of {steps}: use a strength of at least {math.ceil(1000 / steps) / 1000}, "
+                    f"or at least {math.ceil(1 / strength)} num_inference_steps"
+                )
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        if any(not math.isfinite(scale) or scale < 0 for scale in self.guidance_scale):
+            raise UserError("guidance_scale must be a finite number of at least 0 (1 turns guidance off)")
+        if any(size < 0 or size % 8 for size in self.resolution):
+            raise UserError("resolution must be a multiple of 8 pixels, or 0 for the pipeline's own")
+        if self.count is not None and self.count < 1:
+            raise UserError("count must be at least 1")
+        if not 0 < self.level < 1 or not self.tolerance > 0:
+            raise UserError("level must lie between 0 and 1 (0.95 is usual), and tolerance above 0")
+
+    @classmethod
+    def preset(cls, budget: Literal["quick", "standard", "paper"]) -> Drift:
+        """The probe at the size of a budget: a minute on a laptop, an evening, or the study's own scale."""
+        if budget == "quick":
+            return cls(prompt_sets=("null", "empty"), strengths=(0.1, 0.2, 0.3, 0.4, 0.6))
+        if budget == "standard":
+            return cls(count=100, prompt_sets=("null", "copy", "identity", "empty", "caption"), strengths=(0.1, 0.2, 0.3, 0.4, 0.6, 0.8))
+        return cls(count=10_000, prompt_sets=("null",), strengths=(0.4,), keep_images=64)
+
+    def check(self, model: Model) -> None:
+        """Raise UserError where this model cannot be asked: no strength axis, or a strength that runs no step by its own rule."""
+        assert model.editor is not None
+        if not model.editor.strength_axis:
+            raise UserError(f"{model.name} has no strength axis (its pipeline ignores `strength`): drop the drift probe for it")
+        for strength in self.strengths:
+            for steps in self.num_inference_steps[: 1 if self.equal_start else None]:
+                if model.editor.level(strength, steps).steps < 1:
+                    raise UserError(f"strength {strength} runs no step of {steps} on {model.name}: raise either")
+
+    def plan(self) -> Iterator[Originals | DecoderNoise | Edits]:
+        """All cells, the cells of the same images together."""
+        sources = self.sources()
+        for start in range(0, len(sources), _CHUNK):
+            chunk = tuple(sources[start : start + _CHUNK])
+            for resolution in self.resolution:
+                originals = Originals(chunk, resolution or None, self.measured, keep=start < self.keep_images)
+                yield originals
+                for seed, steps, strength in product(self.seeds, self.num_inference_steps, self.strengths):
+                    yield from self._at_level(originals, self._seeds(seed, start, len(chunk)), steps, strength)
+
+    def _at_level(self, originals: Originals, seeds: tuple[int, ...], steps: int, strength: float) -> Iterator[DecoderNoise | Edits]:
+        reference = self.num_inference_steps[0] if self.equal_start and len(self.num_inference_steps) > 1 else None
+        if self.budget:
+            yield DecoderNoise(originals, strength, steps, reference, seeds)
+        for scale, group in product(self.guidance_scale, self.prompt_sets):
+            for prompt in PROMPT_SETS[group]:
+                yield Edits(originals, group, prompt, self.negative_prompt, strength, steps, reference, scale, seeds, self.budget)
+
+    def _seeds(self, seed: int, start: int, n: int) -> tuple[int, ...]:
+        return (seed,) * n if self.same_seed else tuple(range(seed + start, seed + start + n))
+
+    def sources(self) -> Sequence[Source | Rendered]:
+        """The images of the study; raises UserError for what is missing, unreadable or not as the manifest says."""
+        found: Sequence[Source | Rendered]
+        if self.images == "world":
+            found = [Rendered(world_seed=2024, index=index) for index in range(self.count or 24)]
+        elif Path(self.images).is_dir():
+            found = images.find(Path(self.images))
+        elif Path(self.images).suffix in {".json", ".jsonl", ".csv"}:
+            found = images.read_manifest(Path(self.images))
+        else:
+            raise UserError(
+                f"no images at '{self.images}': give a folder, a manifest (.json, .jsonl, .csv), or 'world' for rendered scenes"
+            )
+        return found[: self.count]
+
+    def summarise(self, records: Records) -> Findings:
+        """Estimates, verdicts, charts and gallery from the records alone."""
+        order = {name: getattr(self, name) for name in SETTING[1:]}
+        return summarise(Asked({"prompt_set": self.prompt_sets, **order}, self.level, self.tolerance), records)

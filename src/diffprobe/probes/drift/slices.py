@@ -1,0 +1,76 @@
+"""The records of a drift study as matrices: one slice a setting, images down, strengths across."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from diffprobe.measures.drift import Levels, Selection, StrengthBudget
+from diffprobe.measures.stats import Estimate
+
+Array = npt.NDArray[np.float64]
+SETTING = ("prompt_set", "guidance_scale", "num_inference_steps", "resolution")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What of a study's settings its summary needs: the order of each of SETTING, the confidence level, the tolerated error."""
+
+    order: Mapping[str, tuple[str | float | int, ...]]
+    level: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The edits of one setting, a matrix a metric: images down, strengths across; prompts and seeds are averaged within an image."""
+
+    setting: dict[str, str | float | int]
+    rows: pd.DataFrame
+    levels: pd.DataFrame  # requested_strength (index), strength, steps, alpha, sigma
+
+    def matrix(self, metric: str) -> Array:
+        """[images, levels], nan where no sample counts."""
+        table = self.rows.pivot_table(index="image", columns="requested_strength", values=metric, aggfunc="mean", dropna=False)
+        return np.asarray(table.reindex(columns=self.levels.index), np.float64)
+
+    def facets(self, strength: float) -> dict[str, str | float | int]:
+        level = self.levels.loc[strength]
+        return {**self.setting, "strength": strength, "steps": int(level["steps"]), "sigma": float(level["sigma"])}
+
+    @property
+    def kernel(self) -> Levels:
+        return Levels(*(self.levels[name].to_numpy(np.float64) for name in ("strength", "steps", "alpha", "sigma")))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What charts, verdicts and cards are made from: the slices, the main one first, and what was computed of them."""
+
+    asked: Asked
+    slices: tuple[Slice, ...]
+    originals: pd.DataFrame
+    metrics: tuple[str, ...]
+    means: tuple[Estimate, ...]
+    selection: Selection
+    budget: pd.DataFrame
+    allowed: StrengthBudget | None
+
+    @property
+    def main(self) -> Slice:
+        return self.slices[0]
+
+
+def slices(asked: Asked, edits: pd.DataFrame) -> Iterator[Slice]:
+    """One slice a setting, in the study's order, so that the first is the main one."""
+    places = [{value: index for index, value in enumerate(asked.order[name])} for name in SETTING]
+    groups = dict(iter(edits.groupby(list(SETTING), sort=False)))
+    for key in sorted(groups, key=lambda values: [place[value] for place, value in zip(places, values, strict=True)]):
+        rows = groups[key]
+        levels = rows.groupby("requested_strength")[["strength", "steps", "alpha", "sigma"]].first().sort_index()
+        setting = {name: asked.order[name][place[value]] for name, place, value in zip(SETTING, places, key, strict=True)}
+        yield Slice(setting, rows, levels)

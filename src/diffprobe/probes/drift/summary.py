@@ -1,0 +1,225 @@
+"""What the drift probe concludes, from its records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+
+from diffprobe.measures.drift import HYPOTHESES, Factors, Selection, StrengthBudget, factors, select_law, strength_budget
+from diffprobe.measures.intervals import Interval, bootstrap, mean_interval
+from diffprobe.measures.stats import Estimate, holm, paired_difference
+from diffprobe.probes.base import Card, Findings, Records
+from diffprobe.probes.drift import verdicts
+from diffprobe.probes.drift.gallery import exhibits
+from diffprobe.probes.drift.pictures import charts
+from diffprobe.probes.drift.slices import Array, Asked, Slice, Summary, slices
+
+_MANY = 2000  # images beyond which Student's interval is as good as the bootstrap's, and a thousand times cheaper
+UNITS = {"mse": "", "psnr": "dB", "ssim": "", "relative_mse": "", "gradient_similarity": ""}
+
+
+def summarise(asked: Asked, records: Records) -> Findings:
+    """Everything that the report shows of the drift; what is not measured yet is left out, what does not count is counted."""
+    if "Edits" not in records or "Originals" not in records:
+        return Findings((), verdicts=("Nothing is measured yet.",))
+    edits, originals = _frame(records["Edits"]), _frame(records["Originals"])
+    parts = tuple(slices(asked, edits))
+    metrics = tuple(UNITS) + tuple(name for name in map(str, edits) if name.startswith(("cosine:", "text_after:", "text_before:")))
+    main = parts[0]
+    selection = select_law(main.kernel, main.matrix("mse"), level=asked.level)
+    summary = Summary(
+        asked,
+        parts,
+        originals,
+        metrics,
+        tuple(_means(parts, metrics, asked.level)),
+        selection,
+        _budget(main, originals, records),
+        _allowed(main, asked),
+    )
+    estimates = (
+        *summary.means,
+        *_codec(originals, metrics, asked.level),
+        *_domains(main, asked.level),
+        *_laws(parts, metrics, selection, asked.level),
+        *_differences(parts, asked.level),
+        *_shares(summary),
+        *_counted(edits, originals),
+    )
+    cards = tuple(_cards(summary))
+    estimates = (*(card.estimate for card in cards), *estimates)
+    return Findings(
+        estimates, tuple(verdicts.sentences(summary, estimates)), cards, tuple(charts(summary)), tuple(exhibits(main.rows, records))
+    )
+
+
+def _frame(table: pa.Table) -> pd.DataFrame:
+    """A record as a frame; a column without a single value is one of numbers."""
+    empty = [field.name for field in table.schema if pa.types.is_null(field.type)]
+    frame: pd.DataFrame = table.to_pandas()
+    return frame.astype(dict.fromkeys(empty, np.float64))
+
+
+def estimate(quantity: str, interval: Interval, n: int, facets: dict[str, str | float | int], unit: str = "") -> Estimate:
+    """An interval as an estimate of this probe; one that is not finite is null, with the reason."""
+    value, lo, hi = (None if not np.isfinite(part) else float(part) for part in interval)
+    reason = None if value is not None else "not defined on these samples" if n else "no sample counts"
+    return Estimate("drift", quantity, value, lo, hi, n, unit, facets, reason)
+
+
+def mean(quantity: str, column: npt.ArrayLike, level: float, facets: dict[str, str | float | int], unit: str = "") -> Estimate:
+    """The mean over images with its interval; missing values are left out."""
+    values = np.asarray(column, np.float64)
+    values = values[np.isfinite(values)]
+    if len(values) > _MANY:
+        found = mean_interval(values, level=level)
+    else:
+        found = bootstrap(values, level=level) if len(values) else Interval(np.nan, np.nan, np.nan)
+    return estimate(quantity, found, len(values), facets, unit)
+
+
+def _means(slices: Sequence[Slice], metrics: Sequence[str], level: float) -> Iterator[Estimate]:
+    for part in slices:
+        for metric in metrics:
+            for strength, column in zip(part.levels.index, part.matrix(metric).T, strict=True):
+                yield mean(metric, column, level, part.facets(strength), UNITS.get(metric, ""))
+
+
+def _codec(originals: pd.DataFrame, metrics: Sequence[str], level: float) -> Iterator[Estimate]:
+    """What the autoencoder alone does, by the same metrics."""
+    for metric in metrics:
+        if metric in originals:
+            yield mean(f"codec_{metric}", originals[metric], level, {}, UNITS.get(metric, ""))
+
+
+def _domains(main: Slice, level: float) -> Iterator[Estimate]:
+    for name, rows in main.rows.groupby("domain"):
+        part = Slice(main.setting, rows, main.levels)
+        for strength, column in zip(part.levels.index, part.matrix("mse").T, strict=True):
+            yield mean("mse", column, level, {**part.facets(strength), "domain": str(name)})
+
+
+def _laws(slices: Sequence[Slice], metrics: Sequence[str], selection: Selection, level: float) -> Iterator[Estimate]:
+    """Every hypothesis fitted to the mean squared error and to each embedding's distance, in every setting."""
+    for part in slices:
+        for metric in ("mse", *(name for name in metrics if name.startswith("cosine:"))):
+            found = selection if part is slices[0] and metric == "mse" else select_law(part.kernel, part.matrix(metric), level=level)
+            for name, support in found.support.items():
+                facets = {**part.setting, "metric": metric, "law": name}
+                for quantity in ("k", "c", "r2"):
+                    yield estimate(f"kernel_{quantity}", getattr(support, quantity), found.n, facets)
+                yield estimate("kernel_share", Interval(support.share, np.nan, np.nan), found.n, facets)
+
+
+def _differences(slices: Sequence[Slice], level: float) -> Iterator[Estimate]:
+    """Each other setting against the main one, paired by image; p values are Holm's over the family of all of them."""
+    main, found = slices[0], []
+    for part in slices[1:]:
+        both = [
+            main.rows.groupby(["image", "requested_strength"])["mse"].mean(),
+            part.rows.groupby(["image", "requested_strength"])["mse"].mean(),
+        ]
+        joined = pd.concat(both, axis=1, keys=["main", "other"]).dropna()
+        for strength, rows in joined.groupby(level="requested_strength"):
+            if len(rows) >= 2:
+                found.append((part.facets(float(strength)), paired_difference(rows["other"], rows["main"], level=level), len(rows)))
+    adjusted = holm([difference.permutation_p for _, difference, _ in found])
+    for (facets, difference, n), p in zip(found, adjusted, strict=True):
+        against = {f"than_{name}": value for name, value in main.setting.items() if facets[name] != value}
+        yield estimate("mse_difference", difference.mean, n, {**facets, **against, "p_holm": float(p)})
+
+
+def _budget(main: Slice, originals: pd.DataFrame, records: Records) -> pd.DataFrame:
+    """One row an image and strength of the main slice: the parts of its drift, and the factors of the linear part."""
+    if "total" not in main.rows or "DecoderNoise" not in records:
+        return pd.DataFrame()
+    noise = records["DecoderNoise"].to_pandas()
+    rows = main.rows.merge(originals[["image", "gain", "shape"]].drop_duplicates("image"), on="image")
+    rows = rows.merge(
+        noise[["image", "seed", "strength", "num_inference_steps", "decoder_only"]].drop_duplicates(
+            ["image", "seed", "strength", "num_inference_steps"]
+        ),
+        on=["image", "seed", "strength", "num_inference_steps"],
+        how="left",
+    )
+    if rows.empty:
+        return rows
+    dims = int(np.prod(rows["shape"].iloc[0]))
+    found = factors(rows["linear"], rows["energy"], rows["sigma"] ** 2, rows["gain"], dims)
+    rows = rows.assign(**dict(zip(Factors._fields, found, strict=True)))
+    columns = ["total", "floor", "move", "cross", "linear", "decoder_only", *Factors._fields]
+    return rows.groupby(["image", "requested_strength"])[columns].mean().reset_index()
+
+
+def _shares(summary: Summary) -> Iterator[Estimate]:
+    """The parts of the drift as means, the floor's share of it as a ratio of means, and the factors as geometric means."""
+    main, level = summary.main, summary.asked.level
+    if summary.budget.empty:
+        return
+    for strength, rows in summary.budget.groupby("requested_strength"):
+        facets = main.facets(float(strength))
+        for part in ("total", "floor", "move", "cross", "linear", "decoder_only"):
+            yield mean(f"budget_{part}", rows[part], level, facets)
+        pairs = rows[["floor", "total"]].dropna().to_numpy()
+        if len(pairs):
+            yield estimate("floor_share", bootstrap(pairs, _ratio_of_means, level=level), len(pairs), facets)
+        for factor in Factors._fields[1:]:
+            logs = np.log(rows[factor][rows[factor] > 0])
+            found = bootstrap(logs, level=level) if len(logs) > 1 else Interval(np.nan, np.nan, np.nan)
+            yield estimate(factor, Interval(*(float(np.exp(part)) for part in found)), len(logs), facets)
+
+
+def _ratio_of_means(values: Array, /, *, axis: int) -> Array:
+    return np.asarray(values[..., 0].mean(axis) / values[..., 1].mean(axis))
+
+
+def _allowed(main: Slice, asked: Asked) -> StrengthBudget | None:
+    """The strength budget; None where some level has fewer than two samples."""
+    matrix = main.matrix("mse")
+    return (
+        strength_budget(main.levels.index, matrix, asked.tolerance, level=asked.level) if (np.isfinite(matrix).sum(0) >= 2).all() else None
+    )
+
+
+def _counted(edits: pd.DataFrame, originals: pd.DataFrame) -> Iterator[Estimate]:
+    """How many samples do not count, and why."""
+    for name, table in (("edits", edits), ("originals", originals)):
+        yield Estimate("drift", "samples", float(len(table)), None, None, len(table), "", {"of": name})
+        for flag, number in table["flag"].value_counts().items():
+            yield Estimate("drift", "flagged", float(number), None, None, len(table), "", {"of": name, "flag": str(flag)})
+
+
+def _cards(summary: Summary) -> Iterator[Card]:
+    """The headline numbers: estimates without facets, which a gate can name."""
+    main, asked = summary.main, summary.asked
+    top = float(main.levels.index[-1])
+    told = f"{main.setting['prompt_set']} prompts, strength {top:g}"
+    for metric, title, unit in (("mse", "mean squared change", ""), ("psnr", "likeness to the original", "dB")):
+        yield Card(title, mean(metric, main.matrix(metric)[:, -1], asked.level, {}, unit), f"{told}; images in [0, 1]")
+    support = summary.selection.support.get("strength^2")
+    if support is not None:
+        found = estimate("k", support.k, summary.selection.n, {})
+        yield Card("drift kernel k", found, f"slope of the mean squared error on strength²; R² {support.fit.r2:.3f}")
+    if summary.selection.winner is not None:
+        name = summary.selection.winner
+        share = estimate("law_share", Interval(summary.selection.support[name].share, np.nan, np.nan), summary.selection.n, {})
+        yield Card(f"best law: {name}", share, f"share of resamples in which {HYPOTHESES[name].formula} predicts best")
+    shares = [e for e in _shares(summary) if e.quantity == "floor_share" and e.facets["strength"] == top]
+    for e in shares:
+        yield Card(
+            "the codec's share",
+            Estimate("drift", "codec_share", e.value, e.lo, e.hi, e.n, "", {}, e.reason),
+            "of the squared error at that strength",
+        )
+    if summary.allowed is not None:
+        value, reason = summary.allowed.value, summary.allowed.reason
+        budget = Estimate("drift", "strength_budget", value, None, None, len(main.matrix("mse")), "", {}, reason)
+        yield Card(
+            "strength budget",
+            budget,
+            f"largest strength whose mean squared change stays within {asked.tolerance:g}, at {asked.level:.0%} confidence",
+        )

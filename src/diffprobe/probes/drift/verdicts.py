@@ -1,0 +1,103 @@
+"""The drift in sentences: what a reader who reads nothing else should know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from diffprobe.measures.drift import HYPOTHESES
+from diffprobe.measures.stats import Estimate
+from diffprobe.probes.drift.slices import Summary
+
+_SURE = 0.8  # share of resamples from which a law is called supported
+
+
+def sentences(summary: Summary, estimates: Sequence[Estimate]) -> Iterator[str]:
+    """One sentence a finding, each with its numbers."""
+    top = float(summary.main.levels.index[-1])
+    at_top = {e.quantity: e for e in estimates if e.facets.get("strength") == top and summary.main.facets(top) == e.facets}
+    yield from _size(summary, at_top, top)
+    yield from _parts(at_top, top)
+    yield from _law(summary)
+    yield from _allowed(summary)
+    yield from _settings(summary, estimates, top)
+    yield from _uncounted(estimates)
+
+
+def _size(summary: Summary, at_top: dict[str, Estimate], top: float) -> Iterator[str]:
+    mse, psnr = at_top.get("mse"), at_top.get("psnr")
+    if mse is None or psnr is None or mse.value is None or psnr.value is None:
+        yield f"At strength {top:g} no edit counts: see the flags below."
+        return
+    name = summary.main.setting["prompt_set"]
+    yield (
+        f"Told to change nothing ({name} prompts), the pipeline at strength {top:g} returns images at {psnr.value:.1f} dB "
+        f"from the original (mean squared error {_told(mse)}, {mse.n} images)."
+    )
+
+
+def _parts(at_top: dict[str, Estimate], top: float) -> Iterator[str]:
+    share = at_top.get("floor_share")
+    if share is not None and share.value is not None:
+        yield f"Of that error, {share.value:.0%} ({_percent(share)}) is the autoencoder's own round trip; the rest is the edit."
+    contraction, alignment = at_top.get("contraction"), at_top.get("alignment")
+    if contraction and alignment and contraction.value is not None and alignment.value is not None:
+        way = "more" if alignment.value > 1 else "less"
+        yield (
+            f"The denoiser leaves {contraction.value:.0%} of the energy of the noise it was given at strength {top:g}, and what it leaves "
+            f"is amplified {max(alignment.value, 1 / alignment.value):.2g} times {way} by the decoder than noise of the same energy."
+        )
+
+
+def _law(summary: Summary) -> Iterator[str]:
+    found = summary.selection
+    if found.winner is None:
+        yield f"No law is selected: {found.reason}."
+        return
+    best, square = found.support[found.winner], found.support.get("strength^2")
+    firmness = "The data support" if best.share >= _SURE else "The data lean towards"
+    rest = (
+        ""
+        if square is None or found.winner == "strength^2"
+        else f"; the square of the strength has R² {square.fit.r2:.3f} and wins {square.share:.0%}"
+    )
+    law = f"{HYPOTHESES[found.winner].formula} ({found.winner}; best in {best.share:.0%} of resamples, R² {best.fit.r2:.3f})"
+    yield f"{firmness} the law {law}{rest}."
+
+
+def _allowed(summary: Summary) -> Iterator[str]:
+    allowed, tolerance = summary.allowed, summary.asked.tolerance
+    if allowed is None:
+        return
+    if allowed.value is None:
+        yield f"No measured strength keeps the mean squared error within {tolerance:g}: {allowed.reason}."
+    elif allowed.censored:
+        yield f"Every measured strength keeps the mean squared error within {tolerance:g}; more than {allowed.value:.2g} may do so too."
+    else:
+        yield f"To keep the mean squared error within {tolerance:g}, stay at or below strength {allowed.value:.2g}."
+
+
+def _settings(summary: Summary, estimates: Sequence[Estimate], top: float) -> Iterator[str]:
+    for e in estimates:
+        if e.quantity == "mse_difference" and e.facets.get("strength") == top and e.value is not None and e.lo is not None:
+            told = ", ".join(
+                f"{n.removeprefix('than_').replace('_', ' ')} {e.facets[n.removeprefix('than_')]} against {v}"
+                for n, v in e.facets.items()
+                if n.startswith("than_")
+            )
+            p = float(e.facets["p_holm"])
+            way = "no clear difference" if p > 0.05 else "more drift" if e.value > 0 else "less drift"
+            yield f"{told.capitalize()}: {way} at strength {top:g} (difference {_told(e)}, p {p:.2g} after Holm)."
+
+
+def _uncounted(estimates: Sequence[Estimate]) -> Iterator[str]:
+    for e in estimates:
+        if e.quantity == "flagged" and e.value:
+            yield f"{e.value:.0f} of {e.n} {e.facets['of']} do not count: {e.facets['flag']}."
+
+
+def _told(e: Estimate) -> str:
+    return f"{e.value:.4g}" if e.lo is None or e.hi is None else f"{e.value:.4g}, {e.lo:.4g} to {e.hi:.4g}"
+
+
+def _percent(e: Estimate) -> str:
+    return "" if e.lo is None or e.hi is None else f"{e.lo:.0%} to {e.hi:.0%}"

@@ -1,0 +1,205 @@
+"""A run: start or resume it, open it, and read what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from diffprobe.errors import UserError
+from diffprobe.measures.stats import Estimate
+from diffprobe.model import Model, Rig
+from diffprobe.probes.base import Findings, Probe
+from diffprobe.report.document import Document, Failure, Section
+from diffprobe.report.figures import write_figures
+from diffprobe.report.page import write_report
+from diffprobe.runs.execute import Progress, Step, execute, plan, remaining
+from diffprobe.runs.store import SCHEMA, Store
+from diffprobe.runs.study import parse_probe, settings
+
+_PACKAGES = ("diffprobe", "torch", "diffusers", "transformers", "numpy")
+
+
+class Run:
+    """A run on disk. Everything here is computed from its records; no model is needed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.store = Store(path)
+        about = self.store.identity()
+        if about is None:
+            raise UserError(f"{path} holds no run (no run.json): give the directory that `diffprobe run` wrote to")
+        self.about: Mapping[str, Any] = about
+        self.probes: tuple[Probe, ...] = tuple(parse_probe(item) for item in about["probes"])
+
+    @cached_property
+    def steps(self) -> list[Step]:
+        """The plan, every cell once."""
+        return plan(self.probes)
+
+    @property
+    def planned(self) -> int:
+        return len(self.steps)
+
+    @property
+    def done(self) -> int:
+        return self.planned - len(remaining(self.steps, self.store))
+
+    @property
+    def failures(self) -> dict[str, dict[str, Any]]:
+        """What failed and was not measured since, by the cell's key."""
+        return self.store.failures()
+
+    @cached_property
+    def findings(self) -> dict[str, Findings]:
+        """What each probe concludes, by its name."""
+        return {probe.name: probe.summarise(self._tables(probe)) for probe in self.probes}
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row an estimate, with lo, hi and n; facets are columns."""
+        return pd.DataFrame([flat(estimate) for estimate in self.estimates])
+
+    @property
+    def estimates(self) -> list[Estimate]:
+        return [estimate for findings in self.findings.values() for estimate in findings.estimates]
+
+    def records(self, probe: str, cells: str | None = None) -> pd.DataFrame:
+        """The raw rows of a probe: of its main cells, or of the class of cells named."""
+        chosen = next((candidate for candidate in self.probes if candidate.name == probe), None)
+        if chosen is None:
+            raise UserError(f"this run has no probe '{probe}': it has {', '.join(p.name for p in self.probes)}")
+        tables = self._tables(chosen)
+        name = cells or chosen.rows
+        if name not in tables:
+            raise UserError(f"nothing of '{name}' is measured yet; there is {', '.join(tables) or 'nothing'}")
+        frame: pd.DataFrame = tables[name].to_pandas()
+        return frame
+
+    def summarise(self) -> None:
+        """Write summary.json: every estimate and every verdict."""
+        verdicts = [verdict for findings in self.findings.values() for verdict in findings.verdicts]
+        self.store.write_json("summary.json", {"schema": SCHEMA, "estimates": [flat(e) for e in self.estimates], "verdicts": verdicts})
+
+    def report(self, out: str | Path | None = None) -> Path:
+        """Write the report, one offline HTML file (`report.html` in the run by default); returns its path."""
+        return write_report(self._document(), Path(out) if out else self.path / "report.html")
+
+    def figures(self) -> list[Path]:
+        """Write every chart as SVG and PNG into `figures/` of the run."""
+        return write_figures(self._document(), self.path / "figures")
+
+    def _tables(self, probe: Probe) -> dict[str, Any]:
+        return self.store.records(probe.name, (step.cell for step in self.steps if step.probe == probe.name))
+
+    def _document(self) -> Document:
+        sections = tuple(Section(p.name, p.question, self.findings[p.name], p.method, p.cites) for p in self.probes)
+        failed = tuple(Failure(key, f"{item['probe']}: {item['class']}", item["error"]) for key, item in self.failures.items())
+        identity = {
+            **{f"model {name}": str(value) for name, value in self.about["model"].items()},
+            **{f"instrument {name}": str(value) for name, value in self.about["embedders"].items()},
+            **{f"version of {name}": str(value) for name, value in self.about["versions"].items()},
+            "machine": str(self.about["machine"]),
+        }
+        name = self.about["model"]["name"]
+        return Document(
+            f"How {name} behaves", identity, self.planned, self.done, failed, sections, self.path / "media", self.about["created"]
+        )
+
+
+def open_run(path: str | Path) -> Run:
+    """The run in a directory that `run` wrote; raises UserError where there is none."""
+    return Run(Path(path))
+
+
+def start(
+    rig: Rig, probes: Iterable[Probe], out: str | Path, *, extend: bool = False, report: Callable[[Progress], None] = lambda progress: None
+) -> Run:
+    """Measure what `probes` plan with `rig`, in the directory `out`; the same call resumes. Returns the run, summarised.
+
+    A directory that belongs to another model or study is refused with the difference named; `extend` lets the study grow
+    or change in the same directory, where every cell that is planned again is kept. Raises UserError.
+    """
+    chosen = tuple(probes)
+    check(chosen, rig.model)
+    store = Store(Path(out))
+    with store.writing():
+        about = describe(rig, chosen)
+        _agree(store, about, extend)
+        run = Run(store.path)
+        execute(run.steps, store, rig, report)
+        run.summarise()
+    return run
+
+
+def check(probes: Iterable[Probe], model: Model) -> None:
+    """Raise UserError where a probe asks for what the model lacks, before anything is measured."""
+    for probe in probes:
+        lacking = sorted(probe.needs - model.capabilities)
+        if lacking:
+            raise UserError(
+                f"{probe.name} needs {' and '.join(lacking)}; '{model.name}' has none: drop the probe, or wrap the model with one"
+            )
+        probe.check(model)
+
+
+def describe(rig: Rig, probes: Iterable[Probe]) -> dict[str, Any]:
+    """What run.json says: the study as resolved, the identity of model and instruments, code and machine."""
+    return {
+        "schema": SCHEMA,
+        "model": {"name": rig.model.name, **rig.model.identity},
+        "embedders": {name: embedder.fingerprint for name, embedder in rig.embedders.items()},
+        "probes": [settings(probe) for probe in probes],
+        "versions": {name: metadata.version(name) for name in _PACKAGES},
+        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads, device {rig.model.device}",
+        "batch_size": rig.batch_size,
+        "created": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+    }
+
+
+def flat(estimate: Estimate) -> dict[str, Any]:
+    """An estimate as one flat object: its fields, then its facets."""
+    fields = {field.name: getattr(estimate, field.name) for field in dataclasses.fields(estimate) if field.name != "facets"}
+    return {**fields, **estimate.facets}
+
+
+def _agree(store: Store, about: dict[str, Any], extend: bool) -> None:
+    """Write run.json, or see that the one that is there says the same of model, instruments and study."""
+    before = store.identity()
+    if before is None:
+        if any(store.path.glob("*.*")) or (store.path / "cells").exists():
+            raise UserError(f"{store.path} is not empty and holds no run: choose another --out")
+        store.write_json("run.json", about)
+        return
+    for part in ("model", "embedders"):
+        for name in sorted(set(before[part]) | set(about[part])):
+            old, new = before[part].get(name), about[part].get(name)
+            if old != new and name != "source":
+                raise UserError(
+                    f"{store.path} belongs to another {part.rstrip('s')}: {name} is {old} there and {new} here: choose another --out"
+                )
+    if before["probes"] != about["probes"]:
+        if not extend:
+            told = _difference(before["probes"], about["probes"])
+            raise UserError(f"{store.path} holds another study ({told}): choose another --out, or add --extend")
+        store.write_json("run.json", {**about, "created": before["created"]})
+
+
+def _difference(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> str:
+    kinds = [[item["kind"] for item in items] for items in (before, now)]
+    if kinds[0] != kinds[1]:
+        return f"probes {', '.join(kinds[0])} there, {', '.join(kinds[1])} here"
+    for old, new in zip(before, now, strict=True):
+        for name, value in new.items():
+            if json.dumps(value) != json.dumps(old.get(name)):
+                return f"{new['kind']}'s {name} is {old.get(name)} there and {value} here"
+    return "its settings differ"

@@ -1,0 +1,111 @@
+"""A study: which model, which instruments, which probes. A short YAML file with the same keys as the Python dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from diffprobe.errors import UserError, unknown
+from diffprobe.probes import PROBES
+from diffprobe.probes.base import Probe
+
+
+class Study(BaseModel):
+    """A study as its file has it, checked. `models` (name to spec) makes one run directory each; `model` makes one run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    model: str = "embedded"
+    models: dict[str, str] = Field(default_factory=dict)
+    embedders: tuple[str, ...] = ("embedded",)
+    device: str = "auto"
+    torch_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    batch_size: int = Field(default=16, ge=1)
+    probes: tuple[Any, ...]
+
+
+def load_study(source: str) -> Study:
+    """A study from a YAML file, or from one of the shipped recipes by name; raises UserError with one line for whatever is wrong."""
+    path = Path(source)
+    if not path.is_file():
+        names = recipes()
+        if source not in names:
+            raise unknown("study", source, names) if not path.suffix else UserError(f"no study file at '{source}'")
+        path = names[source]
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold keys such as 'model:' and 'probes:'")
+    return parse_study(content)
+
+
+def parse_study(content: Mapping[str, Any]) -> Study:
+    """A study from its keys; an unknown key is refused with the nearest valid name."""
+    for name in content:
+        if name not in Study.model_fields:
+            raise unknown("key in the study", str(name), Study.model_fields)
+    listed = content.get("probes")
+    if not isinstance(listed, list) or not listed:
+        raise UserError(f"a study needs 'probes:', a list with at least one of: {', '.join(PROBES)}")
+    if "model" in content and "models" in content:
+        raise UserError("a study has either 'model:' or 'models:', not both")
+    try:
+        return Study(**{**content, "probes": tuple(parse_probe(item) for item in listed)})
+    except ValidationError as error:
+        raise _told(error, "the study") from error
+
+
+def parse_probe(item: object) -> Probe:
+    """A probe from `kind: name` and its settings; a single value stands for a list of one."""
+    if isinstance(item, str):
+        item = {"kind": item}
+    if not isinstance(item, dict) or "kind" not in item:
+        raise UserError("each probe in a study needs 'kind:', one of " + ", ".join(PROBES))
+    kind, settings = str(item["kind"]), {name: value for name, value in item.items() if name != "kind"}
+    if kind not in PROBES:
+        raise unknown("probe", kind, PROBES)
+    fields = {field.name: field for field in dataclasses.fields(PROBES[kind])}
+    for name, value in settings.items():
+        if name not in fields:
+            raise unknown(f"setting of {kind}", str(name), fields)
+        if str(fields[name].type).startswith("tuple"):
+            values = value if isinstance(value, list | tuple) else [value]
+            settings[name] = ["null" if item is None else item for item in values]  # YAML reads the prompt set null as nothing
+    try:
+        return cast(Probe, TypeAdapter(PROBES[kind]).validate_python(settings))
+    except ValidationError as error:
+        raise _told(error, kind) from error
+
+
+def settings(probe: Probe) -> dict[str, Any]:
+    """A probe as its study file would have it, with every setting."""
+    values = {field.name: getattr(probe, field.name) for field in dataclasses.fields(cast(Any, probe))}
+    return {"kind": probe.name, **{name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}}
+
+
+def recipes() -> dict[str, Path]:
+    """The shipped studies by name."""
+    folder = Path(str(resources.files("diffprobe") / "assets" / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def preset(names: Sequence[str], budget: Literal["quick", "standard", "paper"]) -> tuple[Probe, ...]:
+    """The named probes (all where none is named) at the size of a budget."""
+    for name in names:
+        if name not in PROBES:
+            raise unknown("probe", name, PROBES)
+    return tuple(PROBES[name].preset(budget) for name in (names or PROBES))
+
+
+def _told(error: ValidationError, where: str) -> UserError:
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return UserError(f"{where}: '{place}' is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}")

@@ -1,0 +1,99 @@
+"""What the command line shows: the plan, the progress, the main numbers."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from diffprobe.measures.stats import Estimate
+from diffprobe.probes.base import Cost
+from diffprobe.runs.execute import Progress, Step, remaining
+from diffprobe.runs.result import Run
+from diffprobe.runs.store import Store
+
+_EVERY = 10.0  # seconds between two lines where there is no terminal
+# Seconds for one evaluation and one decoding of the embedded model on one modern core: the scale of the estimate.
+_EVALUATION, _DECODING = 0.006, 0.008
+
+
+def show_plan(out: Console, steps: Sequence[Step], model: str, path: Path) -> None:
+    """The plan of a run: cells, evaluations, bytes, and the time that they would take."""
+    todo = remaining(steps, Store(path))
+    total = sum((step.cell.cost() for step in todo), Cost())
+    kinds = Counter(f"{step.probe} {type(step.cell).__name__}" for step in steps)
+    out.print(f"model {model}, directory {path}")
+    for kind, number in kinds.items():
+        out.print(f"  {number:>8,} cells  {kind}")
+    out.print(f"  {len(steps):>8,} cells in all, {len(steps) - len(todo):,} of them measured already")
+    work = f"{total.samples:,} samples, {total.evaluations:,} network evaluations, {total.decodings:,} decodings"
+    out.print(f"still to do: {work}, {_bytes(total.bytes)} on disk")
+    seconds = total.evaluations * _EVALUATION + total.decodings * _DECODING
+    out.print(
+        f"about {_time(seconds)} for the embedded model on one core; for a larger model multiply by its time for one evaluation over 6 ms"
+    )
+
+
+@contextmanager
+def progress(out: Console, planned: int) -> Iterator[Callable[[Progress], None]]:
+    """A bar on a terminal, a plain line every few seconds elsewhere."""
+    if not out.is_terminal:
+        yield _lines(out)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=out, transient=True) as bar:
+        task = bar.add_task("measuring", total=planned)
+
+        def told(state: Progress) -> None:
+            failed = f" ({state.failed} failed)" if state.failed else ""
+            bar.update(task, total=state.planned, completed=state.done, description=f"measuring{failed}")
+
+        yield told
+
+
+def show_numbers(out: Console, run: Run) -> None:
+    """The main numbers with their intervals, then the verdicts."""
+    table = Table("", "value", f"{95} % interval", "n", title_justify="left", box=None, pad_edge=False)
+    for name, findings in run.findings.items():
+        for card in findings.cards:
+            table.add_row(f"{name}: {card.title}", _value(card.estimate), _interval(card.estimate), str(card.estimate.n))
+    out.print(table)
+    for findings in run.findings.values():
+        for verdict in findings.verdicts:
+            out.print(f"- {verdict}")
+
+
+def _lines(out: Console) -> Callable[[Progress], None]:
+    last = [time.monotonic()]
+
+    def told(state: Progress) -> None:
+        if time.monotonic() - last[0] > _EVERY or state.done == state.planned:
+            last[0] = time.monotonic()
+            out.print(f"{state.done} of {state.planned} cells, {state.failed} failed, {_time(state.seconds)}")
+
+    return told
+
+
+def _value(estimate: Estimate) -> str:
+    return f"{estimate.value:.4g} {estimate.unit}".strip() if estimate.value is not None else f"none: {estimate.reason}"
+
+
+def _interval(estimate: Estimate) -> str:
+    return "" if estimate.lo is None or estimate.hi is None else f"{estimate.lo:.4g} to {estimate.hi:.4g}"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _bytes(number: int) -> str:
+    return f"{number / 1e6:.0f} MB" if number < 1e9 else f"{number / 1e9:.1f} GB"

@@ -1,0 +1,125 @@
+"""Tiny pipelines of diffusers' and transformers' real classes, with random weights, saved as any pipeline is."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def save_sd(path: Path) -> None:
+    torch.manual_seed(0)
+    scheduler = DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    parts = {"vae": _vae(4), "unet": _unet(16), "text_encoder": CLIPTextModel(_text(16)), "tokenizer": _tokenizer(path)}
+    StableDiffusionPipeline(
+        **parts, scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    ).save_pretrained(path)
+
+
+def save_sdxl(path: Path) -> None:
+    torch.manual_seed(0)
+    unet = _unet(32, addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 16)
+    StableDiffusionXLPipeline(
+        vae=_vae(4),
+        text_encoder=CLIPTextModel(_text(16)),
+        text_encoder_2=CLIPTextModelWithProjection(_text(16)),
+        tokenizer=_tokenizer(path),
+        tokenizer_2=_tokenizer(path),
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1),
+        add_watermarker=False,
+    ).save_pretrained(path)
+
+
+def save_sd3(path: Path) -> None:
+    torch.manual_seed(0)
+    transformer = SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=16,
+        out_channels=16,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        caption_projection_dim=16,
+        pooled_projection_dim=32,
+        pos_embed_max_size=16,
+    )
+    StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_vae(16, shift_factor=0.1, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=CLIPTextModelWithProjection(_text(16)),
+        tokenizer=_tokenizer(path),
+        text_encoder_2=CLIPTextModelWithProjection(_text(16)),
+        tokenizer_2=_tokenizer(path),
+        text_encoder_3=None,
+        tokenizer_3=None,
+    ).save_pretrained(path)
+
+
+def _vae(channels: int, **more: Any) -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=channels,
+        norm_num_groups=4,
+        sample_size=32,
+        **more,
+    ).eval()
+
+
+def _unet(width: int, **more: Any) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=width,
+        attention_head_dim=2,
+        **more,
+    )
+
+
+def _text(width: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=64,
+        hidden_size=width,
+        intermediate_size=32,
+        projection_dim=width,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        bos_token_id=52,
+        eos_token_id=53,
+        pad_token_id=53,
+    )
+
+
+def _tokenizer(path: Path) -> CLIPTokenizer:
+    """A tokenizer of single letters."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    folder = path.parent / f"{path.name}-words"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return CLIPTokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=16)

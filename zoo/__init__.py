@@ -1,0 +1,1 @@
+"""How the shipped weights were made: training, the attribute classifier, evaluation, model cards."""
