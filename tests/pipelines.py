@@ -24,7 +24,7 @@ BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 def save_sd(path: Path) -> None:
     torch.manual_seed(0)
     scheduler = DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-    parts = {"vae": _vae(4), "unet": _unet(16), "text_encoder": CLIPTextModel(_text(16)), "tokenizer": _tokenizer(path)}
+    parts = {"vae": _vae(4), "unet": _unet(16), "text_encoder": CLIPTextModel(_text(16)), "tokenizer": tokenizer(path)}
     StableDiffusionPipeline(
         **parts, scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     ).save_pretrained(path)
@@ -37,8 +37,8 @@ def save_sdxl(path: Path) -> None:
         vae=_vae(4),
         text_encoder=CLIPTextModel(_text(16)),
         text_encoder_2=CLIPTextModelWithProjection(_text(16)),
-        tokenizer=_tokenizer(path),
-        tokenizer_2=_tokenizer(path),
+        tokenizer=tokenizer(path),
+        tokenizer_2=tokenizer(path),
         unet=unet,
         scheduler=EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1),
         add_watermarker=False,
@@ -65,9 +65,9 @@ def save_sd3(path: Path) -> None:
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=_vae(16, shift_factor=0.1, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False),
         text_encoder=CLIPTextModelWithProjection(_text(16)),
-        tokenizer=_tokenizer(path),
+        tokenizer=tokenizer(path),
         text_encoder_2=CLIPTextModelWithProjection(_text(16)),
-        tokenizer_2=_tokenizer(path),
+        tokenizer_2=tokenizer(path),
         text_encoder_3=None,
         tokenizer_3=None,
     ).save_pretrained(path)
@@ -114,7 +114,7 @@ def _text(width: int) -> CLIPTextConfig:
     )
 
 
-def _tokenizer(path: Path) -> CLIPTokenizer:
+def tokenizer(path: Path) -> CLIPTokenizer:
     """A tokenizer of single letters."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]

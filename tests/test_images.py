@@ -358,3 +358,12 @@ def test_stratified_takes_the_same_number_from_each_domain() -> None:
     assert {0, 9} <= ends
     with pytest.raises(UserError, match="'a' has 10 images, not 11"):
         stratified(sources, 11, None, 0)
+
+
+def test_all_the_faults_of_a_folder_come_in_one_line(tmp_path: Path) -> None:
+    for name in ("a.png", "b.jpg"):
+        (tmp_path / name).write_bytes(b"no picture")
+    Image.new("RGB", (8, 8)).save(tmp_path / "c.png")
+    with pytest.raises(UserError, match=r"a\.png is no image.*; .*b\.jpg is no image") as caught:
+        find(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from diffprobe.errors import UserError, unknown
 
@@ -16,7 +17,19 @@ if TYPE_CHECKING:
     from diffprobe.runs.result import Run
     from diffprobe.runs.study import Study
 
+
+class Commands(TyperGroup):
+    """The commands, of which each may be interrupted."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise UserError("interrupted; what was measured is kept, and the same command resumes", exit_code=3) from None
+
+
 app = typer.Typer(
+    cls=Commands,
     name="diffprobe",
     help="How does a diffusion model behave? In numbers with intervals, pictures and one sentence of verdict.",
     no_args_is_help=True,
@@ -34,7 +47,7 @@ def run(  # noqa: PLR0913, PLR0917
     study: Annotated[str | None, typer.Argument(help="A study file (YAML) or the name of a shipped recipe.", show_default=False)] = None,
     model: Annotated[str | None, typer.Option(help="embedded, exact:<world>, a folder of a saved pipeline, or a hub id.")] = None,
     probes: Annotated[str | None, typer.Option(help="Which probes, comma-separated; all by default.")] = None,
-    budget: Annotated[Budget, typer.Option(help="How much to measure.")] = "quick",
+    budget: Annotated[Budget | None, typer.Option(help="How much to measure.", show_default="quick")] = None,
     images: Annotated[str | None, typer.Option(help="For drift: a folder or a manifest of images instead of rendered scenes.")] = None,
     out_dir: Annotated[Path | None, typer.Option("--out", help="The run's directory; the same command resumes it.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
@@ -44,9 +57,10 @@ def run(  # noqa: PLR0913, PLR0917
     """Measure a model, write the report, print the main numbers. With no argument: the embedded model, in about a minute."""
     chosen = _study(study, model, probes, budget, images, device)
     specs = chosen.models or {"": chosen.model}
-    base = out_dir or Path("runs") / (Path(study).stem if study else f"{_slug(chosen.model)}-{budget}")
-    for name, spec in specs.items():
-        _one(chosen, spec, base / name if name else base, extend, dry_run)
+    base = out_dir or Path("runs") / (Path(study).stem if study else f"{_slug(chosen.model)}-{budget or 'quick'}")
+    whole = [_one(chosen, spec, base / _slug(name), extend, dry_run) for name, spec in specs.items()]
+    if not all(whole):
+        raise typer.Exit(3)
 
 
 @app.command()
@@ -146,16 +160,15 @@ def cite(run: RunPath) -> None:
 def main() -> None:
     """The entry point: a user's error is one line on stderr and an exit code, never a traceback."""
     try:
-        app()
+        app(prog_name="diffprobe")
     except UserError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"diffprobe: {error}", markup=False)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("\ndiffprobe: interrupted; what was measured is kept, and the same command resumes")
-        sys.exit(3)
 
 
-def _study(study: str | None, model: str | None, probes: str | None, budget: Budget, images: str | None, device: str | None) -> Study:
+def _study(
+    study: str | None, model: str | None, probes: str | None, budget: Budget | None, images: str | None, device: str | None
+) -> Study:
     """The study that the arguments mean; raises UserError for arguments that contradict each other."""
     from dataclasses import replace
 
@@ -168,8 +181,10 @@ def _study(study: str | None, model: str | None, probes: str | None, budget: Bud
             raise UserError("a study names its own probes: leave --probes out, or edit the file")
         if images:
             raise UserError("a study names its own images: leave --images out, or edit the file")
+        if budget:
+            raise UserError("a study says itself how much to measure: leave --budget out, or edit the file")
     else:
-        wanted = preset([name.strip() for name in (probes or "").split(",") if name.strip()], budget)
+        wanted = preset([name.strip() for name in (probes or "").split(",") if name.strip()], budget or "quick")
         if images:
             wanted = tuple(replace(probe, images=images, count=None) if isinstance(probe, Drift) else probe for probe in wanted)
         found = Study(probes=wanted)
@@ -179,14 +194,14 @@ def _study(study: str | None, model: str | None, probes: str | None, budget: Bud
     return found.model_copy(update=changes)
 
 
-def _one(study: Study, spec: str, path: Path, extend: bool, dry_run: bool) -> None:
-    """One model: load, measure, report."""
+def _one(study: Study, spec: str, path: Path, extend: bool, dry_run: bool) -> bool:
+    """One model: load, measure, report. Returns whether all of it is measured."""
     from diffprobe import terminal
     from diffprobe.runs.execute import plan
 
     if dry_run:
         terminal.show_plan(out, plan(study.probes), spec, path)
-        return
+        return True
     with out.status("reading the images and planning") if out.is_terminal else _quiet():
         steps = plan(study.probes)
     from diffprobe.adapters.load import load, rig
@@ -199,11 +214,10 @@ def _one(study: Study, spec: str, path: Path, extend: bool, dry_run: bool) -> No
     done.figures()
     terminal.show_numbers(out, done)
     out.print(f"report: {done.report()}")
-    if done.done < done.planned:
-        out.print(
-            f"{done.planned - done.done} of {done.planned} cells failed: see `diffprobe status {path}`; the same command tries them again"
-        )
-        raise typer.Exit(3)
+    missing = done.planned - done.done
+    if missing:
+        out.print(f"{missing} of {done.planned} cells failed: see `diffprobe status {path}`; the same command tries them again")
+    return not missing
 
 
 def _open(path: Path) -> Run:

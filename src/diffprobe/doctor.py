@@ -13,6 +13,8 @@ from pathlib import Path
 
 from diffprobe.errors import UserError
 
+PACKAGES = ("diffprobe", "torch", "diffusers", "transformers", "numpy", "pyarrow", "altair", "vl-convert-python")
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -26,9 +28,7 @@ class Finding:
 def examine() -> Iterator[Finding]:
     """Everything that a user of this environment may want to know before a long run."""
     yield Finding("python", sys.version.split()[0], sys.version_info >= (3, 11))
-    yield from (
-        _version(name) for name in ("diffprobe", "torch", "diffusers", "transformers", "numpy", "pyarrow", "altair", "vl-convert-python")
-    )
+    yield from map(_version, PACKAGES)
     yield _torchvision()
     yield _device()
     yield _cache()

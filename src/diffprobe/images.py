@@ -36,6 +36,7 @@ __all__ = [
 
 EXTENSIONS = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 PIXEL_LIMIT = 100_000_000
+_SHOWN = 10  # faults told in one message
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -75,7 +76,15 @@ def find(folder: Path | str) -> list[Source]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"'{folder}' is no folder: give one with images in it")
-    found = [_listed(path, folder) for path in sorted(_walk(folder))]
+    found, faults = [], []
+    for path in sorted(_walk(folder)):
+        try:
+            found.append(_listed(path, folder))
+        except UserError as fault:
+            faults.append(str(fault))
+    if faults:  # all at once, so that a folder is put in order in one go
+        rest = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        raise UserError("; ".join(faults[:_SHOWN]) + rest)
     if not found:
         raise UserError(f"no image below '{folder}': put files there that end in {', '.join(sorted(EXTENSIONS))}")
     return found

@@ -60,7 +60,7 @@ def progress(out: Console, planned: int) -> Iterator[Callable[[Progress], None]]
 
 def show_numbers(out: Console, run: Run) -> None:
     """The main numbers with their intervals, then the verdicts."""
-    table = Table("", "value", f"{95} % interval", "n", title_justify="left", box=None, pad_edge=False)
+    table = Table("", "value", "interval", "n", box=None, pad_edge=False)
     for name, findings in run.findings.items():
         for card in findings.cards:
             table.add_row(f"{name}: {card.title}", _value(card.estimate), _interval(card.estimate), str(card.estimate.n))

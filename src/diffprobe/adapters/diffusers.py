@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from diffprobe import rng
-from diffprobe.adapters.weights import LoadOptions, digest_folder, resolve
+from diffprobe.adapters.weights import LoadOptions, digest_folder, quiet, resolve
 from diffprobe.errors import UserError
 from diffprobe.model import Edited, EditSettings, Level, Model
 from diffprobe.paths import NoisePath, RectifiedFlow, VariancePreserving
@@ -131,23 +131,27 @@ class UNetDenoiser:
 
 
 def load_pipeline(spec: str, options: LoadOptions, name: str | None = None) -> Model:
-    """A folder written by `save_pretrained`, or a hub id, as a Model. Raises UserError where it cannot be found or its family is not known."""
+    """A folder written by `save_pretrained`, or a hub id, as a Model; raises UserError where it is not found or not known."""
     import diffusers
 
     folder, origin = resolve(spec, options.revision, options.local_files_only)
     family, absent = _family(folder, spec)
     device, dtype = options.place()
-    diffusers.utils.logging.set_verbosity_error()
-    diffusers.utils.logging.disable_progress_bar()
+    weights = digest_folder(folder)
     try:
-        made = getattr(diffusers, f"{family}Pipeline").from_pretrained(
-            folder, dtype=dtype, variant=options.variant, local_files_only=True, **absent
-        )
+        with quiet():
+            made = getattr(diffusers, f"{family}Pipeline").from_pretrained(
+                folder, dtype=dtype, variant=options.variant, use_safetensors=True, local_files_only=True, **absent
+            )
+            pipe = getattr(diffusers, f"{family}Img2ImgPipeline").from_pipe(made, torch_dtype=None)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"cannot load the pipeline in {folder}: {_first_line(error)}; fetch it again or check its files", 4) from error
-    pipe = getattr(diffusers, f"{family}Img2ImgPipeline").from_pipe(made, torch_dtype=None)
+        broken = "torchvision" in str(error)
+        remedy = "pip uninstall torchvision, which nothing here needs" if broken else "fetch it again or check its files"
+        raise UserError(f"cannot load the pipeline in {folder}: {_first_line(error)}; {remedy}", 4) from error
     pipe.to(device)
-    pipe.vae.to(torch.float32)
+    if pipe.vae.dtype != torch.float32:  # half precision overflows in SDXL's decoder, and blurs what is to be measured in any
+        with quiet():
+            pipe.vae.to(torch.float32)
     for one in (made, pipe):
         one.set_progress_bar_config(disable=True)
     codec = VaeCodec(pipe.vae, device)
@@ -165,7 +169,7 @@ def load_pipeline(spec: str, options: LoadOptions, name: str | None = None) -> M
         editor=PipelineEditor(pipe, codec, int(network.config.sample_size) * int(pipe.vae_scale_factor)),
         generator=PipelineGenerator(made),
         device=str(device),
-        identity={**origin, "weights": digest_folder(folder), "family": family, "dtype": str(dtype).removeprefix("torch.")},
+        identity={**origin, "weights": weights, "family": family, "dtype": str(dtype).removeprefix("torch.")},
     )
 
 

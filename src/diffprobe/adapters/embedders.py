@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffprobe.adapters.weights import LoadOptions, digest_folder, resolve
+from diffprobe.adapters.weights import LoadOptions, digest_folder, quiet, resolve
 from diffprobe.errors import UserError
 
 
@@ -72,8 +72,9 @@ def load_clip(spec: str, options: LoadOptions, tokenizer: Path | None = None) ->
     folder, _ = resolve(spec, options.revision, options.local_files_only)
     device, _ = options.place()
     try:
-        model = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True).to(device).eval()
-        words = CLIPTokenizer.from_pretrained(tokenizer or folder, local_files_only=True)
+        with quiet():
+            model = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True).to(device).eval()
+            words = CLIPTokenizer.from_pretrained(tokenizer or folder, local_files_only=True)
         preprocessing = _preprocessing(folder / "preprocessor_config.json")
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"cannot load a CLIP model from {folder}: {str(error).strip().splitlines()[0][:200]}", exit_code=4) from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +62,26 @@ def resolve(spec: str, revision: str | None = None, local_files_only: bool = Fal
             exit_code=4,
         ) from error
     return path, {"source": spec, "commit": path.name}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Load without the libraries' progress bars and notes; what they were set to comes back."""
+    import diffusers
+    import transformers
+
+    logs = (diffusers.utils.logging, transformers.utils.logging)
+    before = [(log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs]
+    for log in logs:
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log, (verbosity, bars) in zip(logs, before, strict=True):
+            log.set_verbosity(verbosity)
+            if bars:
+                log.enable_progress_bar()
 
 
 def digest_folder(folder: Path) -> str:

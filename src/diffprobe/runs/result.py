@@ -22,15 +22,15 @@ from diffprobe.probes.base import Findings, Probe
 from diffprobe.report.document import Document, Failure, Section
 from diffprobe.report.figures import write_figures
 from diffprobe.report.page import write_report
-from diffprobe.runs.execute import Progress, Step, execute, plan, remaining
-from diffprobe.runs.store import SCHEMA, Store
-from diffprobe.runs.study import parse_probe, settings
+from diffprobe.runs.execute import Progress, execute, plan
+from diffprobe.runs.store import SCHEMA, Store, explained
+from diffprobe.runs.study import once, parse_probe, settings
 
 _PACKAGES = ("diffprobe", "torch", "diffusers", "transformers", "numpy")
 
 
 class Run:
-    """A run on disk. Everything here is computed from its records; no model is needed."""
+    """A run on disk. Everything here is computed from its records: neither the model nor the images are needed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,24 +40,21 @@ class Run:
             raise UserError(f"{path} holds no run (no run.json): give the directory that `diffprobe run` wrote to")
         self.about: Mapping[str, Any] = about
         self.probes: tuple[Probe, ...] = tuple(parse_probe(item) for item in about["probes"])
-
-    @cached_property
-    def steps(self) -> list[Step]:
-        """The plan, every cell once."""
-        return plan(self.probes)
+        self.plan: Mapping[str, list[str]] = self.store.plan()
 
     @property
     def planned(self) -> int:
-        return len(self.steps)
+        return sum(len(keys) for keys in self.plan.values())
 
     @property
     def done(self) -> int:
-        return self.planned - len(remaining(self.steps, self.store))
+        return sum(len(self.store.done(probe).intersection(keys)) for probe, keys in self.plan.items())
 
     @property
     def failures(self) -> dict[str, dict[str, Any]]:
         """What failed and was not measured since, by the cell's key."""
-        return self.store.failures()
+        planned = {key for keys in self.plan.values() for key in keys}
+        return {key: failure for key, failure in self.store.failures().items() if key in planned}
 
     @cached_property
     def findings(self) -> dict[str, Findings]:
@@ -92,14 +89,17 @@ class Run:
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write the report, one offline HTML file (`report.html` in the run by default); returns its path."""
-        return write_report(self._document(), Path(out) if out else self.path / "report.html")
+        target = Path(out) if out else self.path / "report.html"
+        with explained(target):
+            return write_report(self._document(), target)
 
     def figures(self) -> list[Path]:
         """Write every chart as SVG and PNG into `figures/` of the run."""
-        return write_figures(self._document(), self.path / "figures")
+        with explained(self.path / "figures"):
+            return write_figures(self._document(), self.path / "figures")
 
     def _tables(self, probe: Probe) -> dict[str, Any]:
-        return self.store.records(probe.name, (step.cell for step in self.steps if step.probe == probe.name))
+        return self.store.records(probe.name, self.plan.get(probe.name, ()))
 
     def _document(self) -> Document:
         sections = tuple(Section(p.name, p.question, self.findings[p.name], p.method, p.cites) for p in self.probes)
@@ -131,19 +131,22 @@ def start(
     """
     chosen = tuple(probes)
     check(chosen, rig.model)
-    store = Store(Path(out))
+    steps, store = plan(chosen), Store(Path(out))
     with store.writing():
-        about = describe(rig, chosen)
-        _agree(store, about, extend)
+        about = _agreed(store, describe(rig, chosen), extend)
+        store.write_json("plan.json", {probe.name: [step.key for step in steps if step.probe == probe.name] for probe in chosen})
+        store.write_json("run.json", about)
         run = Run(store.path)
-        execute(run.steps, store, rig, report)
+        execute(steps, store, rig, report)
         run.summarise()
     return run
 
 
 def check(probes: Iterable[Probe], model: Model) -> None:
-    """Raise UserError where a probe asks for what the model lacks, before anything is measured."""
-    for probe in probes:
+    """Raise UserError where a probe asks for what the model lacks, or comes twice, before anything is measured."""
+    chosen = tuple(probes)
+    once([probe.name for probe in chosen])
+    for probe in chosen:
         lacking = sorted(probe.needs - model.capabilities)
         if lacking:
             raise UserError(
@@ -172,14 +175,11 @@ def flat(estimate: Estimate) -> dict[str, Any]:
     return {**fields, **estimate.facets}
 
 
-def _agree(store: Store, about: dict[str, Any], extend: bool) -> None:
-    """Write run.json, or see that the one that is there says the same of model, instruments and study."""
+def _agreed(store: Store, about: dict[str, Any], extend: bool) -> dict[str, Any]:
+    """What run.json shall say; UserError where what it says already is of another model, other instruments or another study."""
     before = store.identity()
     if before is None:
-        if any(store.path.glob("*.*")) or (store.path / "cells").exists():
-            raise UserError(f"{store.path} is not empty and holds no run: choose another --out")
-        store.write_json("run.json", about)
-        return
+        return about
     for part in ("model", "embedders"):
         for name in sorted(set(before[part]) | set(about[part])):
             old, new = before[part].get(name), about[part].get(name)
@@ -187,11 +187,12 @@ def _agree(store: Store, about: dict[str, Any], extend: bool) -> None:
                 raise UserError(
                     f"{store.path} belongs to another {part.rstrip('s')}: {name} is {old} there and {new} here: choose another --out"
                 )
-    if before["probes"] != about["probes"]:
-        if not extend:
-            told = _difference(before["probes"], about["probes"])
-            raise UserError(f"{store.path} holds another study ({told}): choose another --out, or add --extend")
-        store.write_json("run.json", {**about, "created": before["created"]})
+    if before["probes"] == about["probes"]:
+        return before
+    if not extend:
+        told = _difference(before["probes"], about["probes"])
+        raise UserError(f"{store.path} holds another study ({told}): choose another --out, or add --extend")
+    return {**about, "created": before["created"]}
 
 
 def _difference(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> str:

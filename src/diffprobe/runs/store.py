@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +18,9 @@ from diffprobe.errors import UserError
 from diffprobe.probes.base import Cell, canonical, key
 
 SCHEMA = 1
+_PARTS = frozenset({"model", "embedders", "probes", "versions", "machine", "created"})
+#: What a first run may leave behind when it is stopped before run.json is whole.
+_BEGUN = frozenset({"lock", "plan.json", "plan.json.partial", "run.json.partial"})
 
 
 class Store:
@@ -28,31 +31,44 @@ class Store:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the directory for one writing process; raises UserError where another holds it or it cannot be written."""
-        with _explained(self.path):
+        """Hold the directory for one writing process; raises UserError where it is not a run's, held by another, or not to be written."""
+        with explained(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
+            if self.identity() is None and any(entry.name not in _BEGUN for entry in self.path.iterdir()):
+                raise UserError(f"{self.path} is not empty and holds no run: choose another --out")
             lock = (self.path / "lock").open("w")
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"another process is running in {self.path}: wait for it, stop it, or choose another --out") from None
-            for partial in self.path.glob("**/*.partial"):
-                partial.unlink(missing_ok=True)
+            with explained(self.path):
+                self._hold(lock)
+                for partial in self.path.glob("**/*.partial"):
+                    partial.unlink(missing_ok=True)
             yield
+
+    def _hold(self, lock: IO[str]) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is running in {self.path}: wait for it, stop it, or choose another --out") from None
 
     def identity(self) -> dict[str, Any] | None:
         """What run.json says, or None where there is none yet; raises UserError where the directory is no run's."""
         file = self.path / "run.json"
         if not file.exists():
             return None
-        try:
-            found = json.loads(file.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{file} is damaged ({error}): move the directory away and run again") from error
-        if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        found = _json(file, "move the directory away and run again")
+        if found.get("schema") != SCHEMA:
             raise UserError(f"{file} was written by another version of diffprobe (schema {SCHEMA} expected): choose another --out")
+        if lacking := _PARTS - found.keys():
+            raise UserError(f"{file} is damaged (no {', '.join(sorted(lacking))}): move the directory away and run again")
         return found
+
+    def plan(self) -> dict[str, list[str]]:
+        """The keys of all cells of the study, by probe; raises UserError where the run has no whole plan."""
+        file = self.path / "plan.json"
+        remedy = "run the same command again"
+        if not file.exists():
+            raise UserError(f"{self.path} has no plan.json: {remedy}")
+        return _json(file, remedy)
 
     def done(self, probe: str) -> set[str]:
         """The keys of the cells that are measured."""
@@ -70,7 +86,7 @@ class Store:
     def put(self, probe: str, cell: Cell, table: pa.Table) -> pa.Table:
         """Write a cell's record and its pictures; returns the record as it will be read back."""
         identity = key(cell)
-        with _explained(self.path):
+        with explained(self.path):
             if "picture" in table.column_names:
                 table = self._keep_pictures(identity, table)
             about = {b"cell": canonical(cell).encode(), b"class": type(cell).__name__.encode()}
@@ -83,22 +99,19 @@ class Store:
 
     def get(self, probe: str, cell: Cell) -> pa.Table:
         """A cell's record."""
-        return _read(self.path / "cells" / probe / f"{key(cell)}.parquet")
+        return self._read(probe, key(cell))
 
-    def records(self, probe: str, cells: Iterable[Cell]) -> dict[str, pa.Table]:
-        """The records of the given cells that are measured, by class, each row with its cell's key and its index there."""
+    def records(self, probe: str, keys: Iterable[str]) -> dict[str, pa.Table]:
+        """The records of the cells with these keys that are measured, by class, each row with its cell's key and its index there."""
         present = self.done(probe)
         parts: dict[str, list[pa.Table]] = {}
-        for cell in cells:
-            identity = key(cell)
+        for identity in keys:
             if identity in present:
-                table = self.get(probe, cell)
-                table = table.append_column("cell", pa.array([identity] * len(table)))
-                parts.setdefault(type(cell).__name__, []).append(table.append_column("row", pa.array(range(len(table)), pa.int64())))
-        return {
-            name: pa.concat_tables([t.replace_schema_metadata() for t in tables], promote_options="permissive")
-            for name, tables in parts.items()
-        }
+                table = self._read(probe, identity)
+                name = table.schema.metadata[b"class"].decode()
+                table = table.replace_schema_metadata().append_column("cell", pa.array([identity] * len(table), pa.string()))
+                parts.setdefault(name, []).append(table.append_column("row", pa.array(range(len(table)), pa.int64())))
+        return {name: pa.concat_tables(tables, promote_options="permissive") for name, tables in parts.items()}
 
     def fail(self, probe: str, cell: Cell, error: str) -> None:
         """Keep what failed apart, with the cell and the error."""
@@ -108,12 +121,23 @@ class Store:
 
     def failures(self) -> dict[str, dict[str, Any]]:
         """What failed and was not measured since, by key."""
-        return {file.stem: json.loads(file.read_text()) for file in sorted((self.path / "failed").glob("*.json"))}
+        return {file.stem: _json(file, "delete it") for file in sorted((self.path / "failed").glob("*.json"))}
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """A JSON file of the run, whole or not at all."""
-        with _explained(self.path), whole(self.path / name) as partial:
+        with explained(self.path), whole(self.path / name) as partial:
             partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+    def _read(self, probe: str, identity: str) -> pa.Table:
+        path = self.path / "cells" / probe / f"{identity}.parquet"
+        try:
+            with pq.ParquetFile(path) as file:
+                table = file.read()
+            if b"class" in (table.schema.metadata or {}):
+                return table
+            raise pa.ArrowInvalid("no class of cells in its metadata")
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"the record {path} is damaged: delete it and run the same command again to measure it anew") from error
 
     def _keep_pictures(self, identity: str, table: pa.Table) -> pa.Table:
         pictures = table["picture"].to_pylist()
@@ -141,26 +165,33 @@ def whole(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn the disk's refusals into one line that names the fix."""
+def explained(path: Path) -> Iterator[None]:
+    """Turn the disk's refusals to write to `path` into a UserError, one line that names the fix, with exit code 4."""
     try:
         yield
     except OSError as error:
-        remedies = {
-            errno.ENOSPC: "the disk is full: free some space, then run the same command again; what was measured is kept",
-            errno.EDQUOT: "the disk quota is used up: free some space, then run the same command again; what was measured is kept",
-            errno.EROFS: "the disk is read-only: choose another --out",
-            errno.EACCES: "no permission to write there: choose another --out",
-            errno.EEXIST: "a file of that name is in the way: choose another --out",
-            errno.ENOTDIR: "a file of that name is in the way: choose another --out",
-        }
-        if error.errno not in remedies:
-            raise
-        raise UserError(f"cannot write to {path}: {remedies[error.errno]}", exit_code=4) from error
+        told = _REMEDIES.get(error.errno or 0) or f"{error.strerror or str(error).splitlines()[0]}: choose another --out"
+        raise UserError(f"cannot write to {path}: {told}", exit_code=4) from error
 
 
-def _read(path: Path) -> pa.Table:
+def _json(file: Path, remedy: str) -> dict[str, Any]:
     try:
-        return pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"the record {path} is damaged: delete it and run the same command again to measure it anew") from error
+        found = json.loads(file.read_text())
+        if isinstance(found, dict):
+            return found
+        raise ValueError("it holds no object")
+    except (ValueError, OSError) as error:
+        raise UserError(f"{file} is damaged ({error}): {remedy}") from error
+
+
+_AGAIN = "then run the same command again; what was measured is kept"
+_REMEDIES = {
+    errno.ENOSPC: f"the disk is full: free some space, {_AGAIN}",
+    errno.EDQUOT: f"the disk quota is used up: free some space, {_AGAIN}",
+    errno.EFBIG: f"a file would be larger than allowed here: raise the limit (`ulimit -f`), {_AGAIN}",
+    errno.EROFS: "the disk is read-only: choose another --out",
+    errno.EACCES: "no permission to write there: choose another --out",
+    errno.EPERM: "no permission to write there: choose another --out",
+    errno.EEXIST: "a file of that name is in the way: choose another --out",
+    errno.ENOTDIR: "a file of that name is in the way: choose another --out",
+}

@@ -40,7 +40,7 @@ def load_study(source: str) -> Study:
         path = names[source]
     try:
         content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold keys such as 'model:' and 'probes:'")
@@ -58,9 +58,18 @@ def parse_study(content: Mapping[str, Any]) -> Study:
     if "model" in content and "models" in content:
         raise UserError("a study has either 'model:' or 'models:', not both")
     try:
-        return Study(**{**content, "probes": tuple(parse_probe(item) for item in listed)})
+        study = Study(**{**content, "probes": tuple(parse_probe(item) for item in listed)})
     except ValidationError as error:
         raise _told(error, "the study") from error
+    once([probe.name for probe in study.probes])
+    return study
+
+
+def once(names: Sequence[str]) -> None:
+    """Raise UserError where a probe is named twice: a run has one answer to each question."""
+    twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
+    if twice is not None:
+        raise UserError(f"the probe '{twice}' comes twice: give lists of values to one, or make two studies")
 
 
 def parse_probe(item: object) -> Probe:

@@ -25,6 +25,7 @@ class Originals:
     """A few images seen once: their encoding, what the codec alone does to them, their features, the decoder's gain there.
 
     `resolution` is what the pipeline works at (None: its native size), `measured` what images are compared at (None: the same).
+    `gain` is left out where no drift is decomposed: it costs eight decodings an image.
     """
 
     version: ClassVar[int] = 1
@@ -32,20 +33,22 @@ class Originals:
     resolution: int | None
     measured: int | None
     keep: bool
+    gain: bool = True
 
     def inputs(self) -> tuple[Cell, ...]:
         return ()
 
     def cost(self) -> Cost:
         n = len(self.sources)
-        return Cost(samples=n, decodings=n * (1 + 2 * DIRECTIONS), bytes=n * 24_000)
+        return Cost(samples=n, decodings=n * (1 + 2 * DIRECTIONS * self.gain), bytes=n * 24_000)
 
     def measure(self, rig: Rig) -> pa.Table:
         assert rig.model.codec is not None
         seen, flags = _images(rig, self)
         work = resized(seen, _working_size(rig, self))
         with torch.no_grad():
-            latents = torch.cat([rig.model.codec.encode(part).float().cpu() for part in work.split(rig.batch_size)])
+            parts = [rig.model.codec.encode(part).float().cpu() for part in work.split(rig.batch_size)]
+        latents = torch.cat(parts).clone(memory_format=torch.contiguous_format)  # laid out as they will be read back, to the bit
         rebuilt = resized(_rebuilt(rig, self, latents), seen.shape[-1]).clamp(0, 1)
         columns: dict[str, Any] = {
             "image": [name(source) for source in self.sources],
@@ -53,9 +56,10 @@ class Originals:
             "flag": flags,
             "latent": vectors(latents.flatten(1)),
             "shape": [list(latents.shape[1:])] * len(latents),
-            "gain": gains(rig, latents),
             **compare(seen, rebuilt, flags),
         }
+        if self.gain:
+            columns["gain"] = gains(rig, latents)
         for label, embedder in rig.embedders.items():
             before = features(rig, embedder, seen)
             columns[f"feature:{label}"] = vectors(before)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from diffprobe.measures.drift import Factors, predict, regressors
+from diffprobe.measures.drift import Factors, Selection, predict, regressors
 from diffprobe.measures.laws import Levels
 from diffprobe.measures.stats import Estimate
 from diffprobe.probes.base import Axis, Chart, Row
@@ -16,13 +16,13 @@ _STRENGTH, _SIGMA = Axis("strength", "strength asked for"), Axis("sigma", "noise
 _TITLES = {"mse": "mean squared error", "cosine": "cosine distance"}
 
 
-def charts(summary: Summary) -> Iterator[Chart]:
+def charts(summary: Summary, estimates: Sequence[Estimate]) -> Iterator[Chart]:
     """Drift over strength by setting, the laws, the parts of the drift, and its domains."""
     yield _over(
         summary,
         "mse",
         "How much changes",
-        "Mean over images of the squared error against the original; bands are 95 % intervals over images.",
+        "Mean over images of the squared error against the original, by the strength that was asked for.",
     )
     for metric in (name for name in summary.metrics if name.startswith("cosine:")):
         title = f"How far the meaning moves ({metric.removeprefix('cosine:')})"
@@ -30,8 +30,8 @@ def charts(summary: Summary) -> Iterator[Chart]:
     yield from _laws(summary)
     if not summary.budget.empty:
         yield _parts(summary)
-        yield _factors(summary)
-    yield from _domains(summary)
+        yield _factors(estimates)
+    yield from _domains(summary, estimates)
 
 
 def _over(summary: Summary, metric: str, title: str, caption: str) -> Chart:
@@ -58,11 +58,11 @@ def _laws(summary: Summary) -> Iterator[Chart]:
         return
     sigma = np.asarray(found.levels.sigma, np.float64)
     rows = tuple({"sigma": float(x), "value": float(y), "series": "measured"} for x, y in zip(sigma, found.means, strict=True))
-    curves = tuple(row for name in found.support for row in _curve(summary, name))
+    curves = tuple(row for name in _foremost(found) for row in _curve(summary, name))
     yield Chart(
         "laws",
         "Which law the drift follows",
-        "Means at the levels that were run (points), and what each fitted law says there (lines).",
+        "Means at the levels that were run (points), and what the foremost laws and the published one say there (lines).",
         "scatter",
         rows,
         _SIGMA,
@@ -73,6 +73,12 @@ def _laws(summary: Summary) -> Iterator[Chart]:
     bars = tuple({"law": name, "value": support.share} for name, support in found.support.items() if np.isfinite(support.share))
     caption = "Share of resamples of the images in which a law predicts a left-out level best."
     yield Chart("law-shares", "How sure that choice is", caption, "bar", bars, Axis("law", "law"), Axis("value", "share of resamples"))
+
+
+def _foremost(found: Selection) -> list[str]:
+    """The two laws that win most often, and the square of the strength."""
+    names = sorted(found.support, key=lambda name: -found.support[name].share)[:2]
+    return names if "strength^2" in names or "strength^2" not in found.support else [*names, "strength^2"]
 
 
 def _curve(summary: Summary, name: str) -> list[Row]:
@@ -105,48 +111,36 @@ def _parts(summary: Summary) -> Chart:
     )
 
 
-def _factors(summary: Summary) -> Chart:
-    names = {"contraction": "contraction (noise the denoiser leaves)", "alignment": "alignment (how the decoder amplifies it)"}
-    rows: list[Row] = []
-    for strength, group in summary.budget.groupby("requested_strength"):
-        for factor in Factors._fields[1:]:
-            logs = np.log(group[factor][group[factor] > 0])
-            if len(logs):
-                rows.append(
-                    {
-                        "sigma": float(summary.main.levels.loc[strength, "sigma"]),
-                        "value": float(np.exp(logs.mean())),
-                        "series": names[factor],
-                    }
-                )
+def _factors(estimates: Sequence[Estimate]) -> Chart:
+    found = [e for e in estimates if e.quantity in Factors._fields[1:] and e.value is not None]
     caption = (
-        "To first order the move is the decoder's answer to pure noise of that level, times these two. 1 would be noise left as it was."
+        "To first order the move is what the decoder makes of noise of that level, times the contraction (the share of the noise's energy "
+        "that the denoiser leaves) and the alignment (how much more the decoder amplifies what is left)."
     )
     return Chart(
         "factors",
         "Why the move is as large as it is",
         caption,
         "line",
-        tuple(rows),
+        tuple(_row(e, series=e.quantity) for e in found),
         _SIGMA,
-        Axis("value", "factor", log=True),
-        series=Axis("series", "factor"),
+        Axis("value", "factor"),
+        "lo",
+        "hi",
+        Axis("series", "factor"),
     )
 
 
-def _domains(summary: Summary) -> Iterator[Chart]:
-    rows = summary.main.rows
-    if rows["domain"].nunique() < 2:
+def _domains(summary: Summary, estimates: Sequence[Estimate]) -> Iterator[Chart]:
+    top = float(summary.main.levels.index[-1])
+    found = [e for e in estimates if e.quantity == "mse" and "domain" in e.facets and e.facets["strength"] == top and e.value is not None]
+    if len(found) < 2:
         return
-    top = rows[rows["requested_strength"] == rows["requested_strength"].max()]
-    means = top.groupby(["domain", "image"])["mse"].mean().groupby("domain").agg(["mean", "count", "std"])
-    data = tuple(
-        {"domain": str(name), "value": float(row["mean"]), "n": int(row["count"])}
-        for name, row in means.iterrows()
-        if np.isfinite(row["mean"])
+    rows = tuple({"domain": str(e.facets["domain"]), "value": e.value, "lo": e.lo, "hi": e.hi, "n": e.n} for e in found)
+    caption = f"Mean squared error at strength {top:g}, by the images' domain."
+    yield Chart(
+        "domains", "Where it happens", caption, "bar", rows, Axis("domain", "domain"), Axis("value", "mean squared error"), "lo", "hi"
     )
-    caption = "Mean squared error at the largest strength; the intervals are in the table."
-    yield Chart("domains", "Where it happens", caption, "bar", data, Axis("domain", "domain"), Axis("value", "mean squared error"))
 
 
 def _row(e: Estimate, **more: str) -> Row:

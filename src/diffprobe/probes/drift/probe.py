@@ -14,7 +14,7 @@ from diffprobe.errors import UserError, unknown
 from diffprobe.images import Rendered, Source
 from diffprobe.model import Model
 from diffprobe.probes.base import Findings, Records
-from diffprobe.probes.drift.cells import DecoderNoise, Edits, Originals
+from diffprobe.probes.drift.cells import DecoderNoise, Edits, Originals, caption
 from diffprobe.probes.drift.prompts import PROMPT_SETS
 from diffprobe.probes.drift.slices import SETTING, Asked
 from diffprobe.probes.drift.summary import summarise
@@ -74,6 +74,8 @@ class Drift:
     level: float = 0.95
 
     def __post_init__(self) -> None:
+        for field in ("strengths", "guidance_scale"):  # 5 and 5.0 are one setting, and must be one cell
+            object.__setattr__(self, field, tuple(float(value) for value in getattr(self, field)))
         for name in self.prompt_sets:
             if name not in PROMPT_SETS:
                 raise unknown("prompt set", name, PROMPT_SETS)
@@ -128,6 +130,9 @@ class Drift:
     def plan(self) -> Iterator[Originals | DecoderNoise | Edits]:
         """All cells, the cells of the same images together."""
         sources = self.sources()
+        if "caption" in self.prompt_sets:
+            for source in sources:
+                caption(source)  # raises for an image without one, before anything is measured
         for start in range(0, len(sources), _CHUNK):
             chunk = tuple(sources[start : start + _CHUNK])
             for resolution in self.resolution:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from diffprobe.measures.drift import HYPOTHESES, Factors, Selection, StrengthBudget, factors, select_law, strength_budget
+from diffprobe.measures.drift import (
+    HYPOTHESES,
+    Factors,
+    Selection,
+    StrengthBudget,
+    attribute_variance,
+    factors,
+    select_law,
+    strength_budget,
+)
 from diffprobe.measures.intervals import Interval, bootstrap, mean_interval
 from diffprobe.measures.stats import Estimate, holm, paired_difference
 from diffprobe.probes.base import Card, Findings, Records
@@ -48,12 +58,17 @@ def summarise(asked: Asked, records: Records) -> Findings:
         *_laws(parts, metrics, selection, asked.level),
         *_differences(parts, asked.level),
         *_shares(summary),
+        *_attributed(summary),
         *_counted(edits, originals),
     )
     cards = tuple(_cards(summary))
     estimates = (*(card.estimate for card in cards), *estimates)
     return Findings(
-        estimates, tuple(verdicts.sentences(summary, estimates)), cards, tuple(charts(summary)), tuple(exhibits(main.rows, records))
+        estimates,
+        tuple(verdicts.sentences(summary, estimates)),
+        cards,
+        tuple(charts(summary, estimates)),
+        tuple(exhibits(main.rows, records)),
     )
 
 
@@ -171,6 +186,25 @@ def _shares(summary: Summary) -> Iterator[Estimate]:
             logs = np.log(rows[factor][rows[factor] > 0])
             found = bootstrap(logs, level=level) if len(logs) > 1 else Interval(np.nan, np.nan, np.nan)
             yield estimate(factor, Interval(*(float(np.exp(part)) for part in found)), len(logs), facets)
+
+
+def _attributed(summary: Summary) -> Iterator[Estimate]:
+    """How much of the variance of the linear drift's logarithm, over images and levels, each of its factors accounts for."""
+    if summary.budget.empty:
+        return
+    logs = summary.budget.set_index(["image", "requested_strength"])[list(Factors._fields)]
+    logs = np.log(logs.where(logs > 0)).unstack().dropna()
+    if len(logs) < 2 or len(summary.main.levels) < 2:
+        return
+    units = logs.to_numpy().reshape(len(logs), len(Factors._fields), -1).swapaxes(1, 2)
+    for index, factor in enumerate(Factors._fields):
+        share = bootstrap(units, partial(_share, index=index), replicates=500, level=summary.asked.level)
+        yield estimate("variance_share", share, len(units), {**summary.main.setting, "factor": factor})
+
+
+def _share(values: Array, /, *, axis: int, index: int) -> Array:
+    """The Shapley share of term `index` of values [R, images, levels, terms]."""
+    return np.array([attribute_variance(draw.reshape(-1, draw.shape[-1]))[index] for draw in values])
 
 
 def _ratio_of_means(values: Array, /, *, axis: int) -> Array:

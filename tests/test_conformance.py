@@ -1,0 +1,117 @@
+"""What holds for every probe on every model: order, batch, resume, pickling, and that no global generator is read or moved."""
+
+import pickle
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from diffprobe.adapters.load import load
+from diffprobe.model import Model, Rig
+from diffprobe.probes import PROBES
+from diffprobe.probes.base import Cell, Probe, key
+from diffprobe.probes.drift import Drift
+from diffprobe.runs.execute import Step, execute, plan
+from diffprobe.runs.store import Store
+
+MODELS = ("exact:gaussian", "exact:gmm", "exact:identity", "sd", "sdxl", "sd3")
+SMALL: dict[str, Probe] = {
+    "drift": Drift(count=5, prompt_sets=("null",), strengths=(0.4,), num_inference_steps=(5,), guidance_scale=(3.0,))
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest, pipelines: Callable[[str], Path]) -> Model:
+    name = str(request.param)
+    return load(name if name.startswith("exact:") else str(pipelines(name)))
+
+
+@pytest.fixture(params=sorted(PROBES))
+def probe(request: pytest.FixtureRequest) -> Probe:
+    return SMALL[str(request.param)]
+
+
+def run(steps: Iterable[Step], rig: Rig, folder: Path) -> dict[str, pa.Table]:
+    """Each cell's record by its key."""
+    steps, store = list(steps), Store(folder)
+    with store.writing():
+        execute(steps, store, rig, lambda state: None)
+    assert not store.failures(), next(iter(store.failures().values()))["error"]
+    return {step.key: store.get(step.probe, step.cell) for step in steps}
+
+
+def close(a: dict[str, pa.Table], b: dict[str, pa.Table], tolerance: float) -> None:
+    """Equal records to a tolerance on their numbers, and to the letter elsewhere."""
+    assert a.keys() == b.keys()
+    for identity, table in a.items():
+        for name in table.column_names:
+            left, right = table[name].to_pylist(), b[identity][name].to_pylist()
+            if name == "picture":
+                continue
+            if any(isinstance(value, float) or (isinstance(value, list) and isinstance(value[0], float)) for value in left):
+                x, y = (np.array([np.nan if v is None else v for v in side], float) for side in (left, right))
+                assert np.allclose(x, y, rtol=tolerance, atol=tolerance, equal_nan=True), name
+            else:
+                assert left == right, name
+
+
+def test_cells_are_plain_values(probe: Probe) -> None:
+    for cell in probe.plan():
+        again: Cell = pickle.loads(pickle.dumps(cell))
+        assert again == cell
+        assert key(again) == key(cell)
+        assert len(repr(cell)) > 10
+
+
+def test_the_same_cell_gives_the_same_bits(model: Model, probe: Probe, tmp_path: Path) -> None:
+    steps = plan([probe])
+    first, second = (run(steps, Rig(model, {}), tmp_path / name) for name in "ab")
+    assert all(first[identity].equals(second[identity]) for identity in first)
+
+
+def test_batches_change_nothing_beyond_rounding(model: Model, probe: Probe, tmp_path: Path) -> None:
+    steps = plan([probe])
+    one, many = (run(steps, Rig(model, {}, batch_size=size), tmp_path / str(size)) for size in (2, 16))
+    close(one, many, 1e-4)
+
+
+def test_the_order_of_cells_changes_nothing(model: Model, probe: Probe, tmp_path: Path) -> None:
+    """Another legal order, and a rig whose memory of neighbouring cells is empty."""
+    steps = plan([probe])
+    first, rest = ([step for step in steps if bool(step.cell.inputs()) == later] for later in (False, True))
+    turned = [*first, *rest[::-1]]
+    forward, backward = run(steps, Rig(model, {}), tmp_path / "a"), run(turned, Rig(model, {}), tmp_path / "b")
+    assert all(forward[identity].equals(backward[identity]) for identity in forward)
+
+
+def test_a_run_resumes_where_it_stopped(model: Model, probe: Probe, tmp_path: Path) -> None:
+    steps = plan([probe])
+    whole, store = run(steps, Rig(model, {}), tmp_path / "whole"), Store(tmp_path / "parts")
+    with store.writing():
+        for part in (steps[: len(steps) // 2], steps):
+            execute(part, store, Rig(model, {}), lambda state: None)
+    assert all(store.get(step.probe, step.cell).equals(whole[step.key]) for step in steps)
+
+
+def test_no_global_generator_is_read_or_moved(model: Model, probe: Probe, tmp_path: Path) -> None:
+    steps = plan([probe])
+    records = []
+    for name, seed in (("a", 1), ("b", 2)):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        state, other = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"]
+        records.append(run(steps, Rig(model, {}), tmp_path / name))
+        assert torch.equal(torch.get_rng_state(), state)
+        assert np.array_equal(np.random.get_state(legacy=False)["state"]["key"], other)
+    assert all(records[0][identity].equals(records[1][identity]) for identity in records[0])
+
+
+def test_needs_name_real_capabilities(model: Model, probe: Probe) -> None:
+    assert probe.needs <= {"path", "denoiser", "codec", "condition", "editor", "generator"}
+    assert probe.needs <= model.capabilities
+    assert probe.cites
+    assert probe.method
+    assert probe.question.endswith("?")

@@ -1,0 +1,196 @@
+"""The adapter against diffusers itself, on tiny pipelines of the real classes, saved and loaded from disk."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionImg2ImgPipeline
+
+from diffprobe import rng
+from diffprobe.adapters.diffusers import PipelineEditor
+from diffprobe.adapters.load import load
+from diffprobe.errors import UserError
+from diffprobe.model import EditSettings, Model
+from diffprobe.paths import RectifiedFlow, VariancePreserving
+
+Folder = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def sd(pipelines: Folder) -> Model:
+    return load(str(pipelines("sd")))
+
+
+def latents_of(model: Model, n: int = 2) -> torch.Tensor:
+    assert model.codec is not None
+    assert model.editor is not None
+    size = model.editor.size
+    images = torch.sigmoid(rng.normal((3, size, size), "test.images", range(n)))
+    return model.codec.encode(images)
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3"])
+def test_every_family_edits_and_generates_through_the_same_door(pipelines: Folder, family: str) -> None:
+    model = load(str(pipelines(family)))
+    assert {"editor", "codec", "path", "generator"} <= model.capabilities
+    assert model.editor is not None
+    assert model.generator is not None
+    latents = latents_of(model)
+    edited = model.editor.edit(latents, ["a", "b"], [1, 2], EditSettings(0.4, 15, 5.0))
+    assert edited.images.shape == (2, 3, 32, 32)
+    assert edited.latents is not None
+    assert edited.latents.shape == latents.shape
+    assert edited.guided
+    images = model.generator.generate(["a"], [1], 3, 5.0)
+    assert images.shape == (1, 3, 32, 32)
+    assert bool(((images >= 0) & (images <= 1)).all())
+
+
+@pytest.mark.parametrize(
+    ("strength", "steps", "start", "abar"), [(0.1, 1, 1, 0.9983), (0.2, 3, 133, 0.8513), (0.3, 4, 199, 0.7552), (0.4, 6, 331, 0.5383)]
+)
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_strength_becomes_the_published_level(  # 15 steps, leading spacing, offset 1
+    pipelines: Folder, family: str, strength: float, steps: int, start: int, abar: float
+) -> None:
+    editor = load(str(pipelines(family))).editor
+    assert editor is not None
+    level = editor.level(strength, 15)
+    assert (level.steps, level.t) == (steps, start)
+    assert level.alpha**2 == pytest.approx(abar, abs=5e-5)
+    assert level.sigma**2 == pytest.approx((1 - abar) / abar, abs=1e-4)
+
+
+def test_flow_pipelines_round_the_other_way(pipelines: Folder) -> None:
+    """SD3 executes the steps that are left over, so strength 0.1 of 15 runs two steps, not one; its level is the shifted time."""
+    editor = load(str(pipelines("sd3"))).editor
+    assert editor is not None
+    level = editor.level(0.1, 15)
+    assert level.steps == 2
+    assert level.t is not None
+    assert level.sigma == pytest.approx((level.t / 1000) / (1 - level.t / 1000), rel=1e-5)
+
+
+def test_the_level_is_the_path_of_the_model(sd: Model) -> None:
+    assert isinstance(sd.path, VariancePreserving)
+    assert sd.editor is not None
+    level = sd.editor.level(0.4, 50)
+    assert level.t is not None
+    assert float(sd.path.ratio(level.t)) == pytest.approx(level.sigma, rel=1e-5)
+
+
+def test_flow_models_have_a_flow_path(pipelines: Folder) -> None:
+    assert load(str(pipelines("sd3"))).path == RectifiedFlow(shift=3.0)
+
+
+def test_an_edit_is_what_the_deployed_pipeline_gives(pipelines: Folder, sd: Model) -> None:
+    """The same latents, seed and settings by hand, decoded by the pipeline itself."""
+    assert sd.editor is not None
+    latents = latents_of(sd, 1)
+    edited = sd.editor.edit(latents, ["make no change"], [17], EditSettings(0.4, 15, 5.0, "blur"))
+    pipe = StableDiffusionImg2ImgPipeline.from_pretrained(pipelines("sd"))
+    pipe.set_progress_bar_config(disable=True)
+    by_hand = pipe(
+        prompt="make no change",
+        negative_prompt="blur",
+        image=latents,
+        strength=0.4,
+        num_inference_steps=15,
+        guidance_scale=5.0,
+        generator=torch.Generator().manual_seed(17),
+        output_type="pt",
+    ).images
+    assert torch.allclose(edited.images.clamp(0, 1), by_hand, atol=1e-5)
+
+
+def test_a_sample_does_not_depend_on_its_batch(sd: Model) -> None:
+    assert sd.editor is not None
+    latents, settings = latents_of(sd, 3), EditSettings(0.4, 15, 5.0)
+    together = sd.editor.edit(latents, ["a", "b", "c"], [5, 6, 7], settings)
+    alone = sd.editor.edit(latents[1:2], ["b"], [6], settings)
+    assert torch.allclose(together.images[1:2], alone.images, atol=1e-5)
+
+
+def test_guidance_one_is_recorded_as_unguided(sd: Model) -> None:
+    assert sd.editor is not None
+    assert not sd.editor.edit(latents_of(sd, 1), ["a"], [1], EditSettings(0.4, 15, 1.0)).guided
+
+
+def test_the_codec_encodes_the_mean_in_the_denoisers_scale(pipelines: Folder, sd: Model) -> None:
+    for model in (sd, load(str(pipelines("sd3")))):
+        assert isinstance(model.editor, PipelineEditor)
+        assert model.codec is not None
+        vae, images = model.editor.pipe.vae, torch.sigmoid(rng.normal((3, 32, 32), "test.codec", [0]))
+        with torch.no_grad():
+            raw = vae.encode(images * 2 - 1).latent_dist.mean
+            shifted = raw - (vae.config.shift_factor or 0)
+            assert torch.allclose(model.codec.encode(images), shifted * vae.config.scaling_factor, atol=1e-6)
+            assert torch.allclose(model.codec.decode(shifted * vae.config.scaling_factor), vae.decode(raw).sample / 2 + 0.5, atol=1e-5)
+
+
+def test_the_denoiser_predicts_the_clean_latent(sd: Model) -> None:
+    """D from eps, by hand: x_0 = (x - s eps) / a."""
+    assert sd.denoiser is not None
+    assert sd.condition is not None
+    assert isinstance(sd.editor, PipelineEditor)
+    x, cond, t = rng.normal((4, 16, 16), "test.x", [0, 1]), sd.condition(["a", "b"]), 400
+    abar = sd.editor.pipe.scheduler.alphas_cumprod[t]
+    with torch.no_grad():
+        eps = sd.editor.pipe.unet(x, t, encoder_hidden_states=cond).sample
+        assert torch.allclose(sd.denoiser(x, t, cond), (x - (1 - abar).sqrt() * eps) / abar.sqrt(), atol=1e-4)
+
+
+def test_identity_names_the_weights(pipelines: Folder, tmp_path: Path, sd: Model) -> None:
+    again = load(str(pipelines("sd")))
+    assert sd.identity == again.identity
+    assert sd.identity["weights"].startswith("sha256:")
+    assert sd.identity["weights"] != load(str(pipelines("sdxl"))).identity["weights"]
+
+
+def test_what_cannot_be_loaded_is_one_line_that_names_the_fix(pipelines: Folder, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    (odd / "model_index.json").write_text('{"_class_name": "WuerstchenPipeline"}')
+    cases = {
+        "no-such-folder": "no model 'no-such-folder': give 'embedded'",
+        "owner/absent": "the hub did not give it .*hf download owner/absent",
+        str(tmp_path / "empty"): "holds no model_index.json",
+        str(odd): "a WuerstchenPipeline, which no adapter knows",
+    }
+    for spec, told in cases.items():
+        with pytest.raises(UserError, match=told) as caught:
+            load(spec)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_weight_file_is_named(pipelines: Folder, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "damaged"
+    shutil.copytree(pipelines("sd"), folder)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"cannot load the pipeline in .*damaged"):
+        load(str(folder))
+
+
+def test_pickled_weights_are_never_read(pipelines: Folder, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "pickled"
+    shutil.copytree(pipelines("sd"), folder)
+    for file in folder.rglob("*.safetensors"):
+        torch.save({}, file.with_suffix(".bin"))
+        file.unlink()
+    with pytest.raises(UserError, match="safetensors"):
+        load(str(folder))
+
+
+def test_an_unknown_device_or_dtype_is_refused(pipelines: Folder) -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="not available here: use --device cpu"):
+            load(str(pipelines("sd")), device="cuda")
+    with pytest.raises(UserError, match="unknown dtype"):
+        load(str(pipelines("sd")), torch_dtype="float8")  # type: ignore[arg-type]
