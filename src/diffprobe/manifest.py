@@ -72,6 +72,12 @@ def read_manifest(path: Path | str) -> list[Source]:
     return sources
 
 
+def licences(path: Path) -> dict[Path, str]:
+    """The licence of each file of a verified manifest, by its resolved path."""
+    entries = [entry for _, entry in _entries(path) if isinstance(entry, Mapping)]
+    return {(path.parent / entry["path"]).resolve(): str(entry["license"]).strip() for entry in entries}
+
+
 def _verified(entry: object, folder: Path, root: Path) -> Source:
     """An entry as a source, or UserError with its first fault."""
     if not isinstance(entry, Mapping):

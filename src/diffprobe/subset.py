@@ -12,6 +12,7 @@ from diffprobe.adapters.load import load_embedder
 from diffprobe.adapters.weights import LoadOptions
 from diffprobe.errors import UserError
 from diffprobe.images import Source
+from diffprobe.manifest import licences
 from diffprobe.probes.drift import Drift
 
 _BATCH, _SIZE = 64, 256
@@ -32,13 +33,14 @@ def write_subset(where: str, per_domain: int, embedder: str, seed: int, out: Pat
     look = load_embedder(embedder, LoadOptions())
     parts = [look(images.load(found[i : i + _BATCH], _SIZE)).numpy() for i in range(0, len(found), _BATCH)]
     chosen = images.stratified(found, per_domain, np.concatenate(parts), seed)
-    entries = [_entry(source, root) for source in chosen]
+    known = {} if Path(where).is_dir() else licences(Path(where))
+    entries = [_entry(source, root, known.get(Path(source.path).resolve(), "not stated")) for source in chosen]
     out.write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n")
     return len(entries)
 
 
-def _entry(source: Source, root: Path) -> dict[str, str]:
+def _entry(source: Source, root: Path, licence: str) -> dict[str, str]:
     kind, _, value = source.digest.partition(":")
     path = Path(source.path).resolve().relative_to(root).as_posix()
     caption = {"caption": source.caption} if source.caption else {}
-    return {"path": path, "domain": source.domain, "license": "see the source", kind: value, **caption}
+    return {"path": path, "domain": source.domain, "license": licence, kind: value, **caption}
