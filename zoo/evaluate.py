@@ -55,6 +55,7 @@ The judge is the world's attribute classifier (`zoo/classifier.py`), which never
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m zoo.evaluate", description=__doc__)
     parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 5.0], help="guidance scales; the card needs 5")
     parser.add_argument("--work", type=Path, default=Path("zoo/work"))
     parser.add_argument("--sheet", type=Path, default=Path("zoo/embedded.png"))
     parser.add_argument("--trained", default="two CPU cores in about 100 minutes (30 + 32 + 70, the first two side by side)")
@@ -67,7 +68,7 @@ def main() -> None:
         "originals": classifier.accuracy(judge, held.images, held.labels),
         "autoencoder's reconstructions": classifier.accuracy(judge, rebuilt, held.labels),
     }
-    for scale in (1.0, 3.0, 5.0, 7.5):
+    for scale in given.scales:
         images = _samples(model, prompts, scale)
         results[f"samples at guidance {scale:g}"] = classifier.accuracy(judge, images, labels)
         print(scale, results[f"samples at guidance {scale:g}"], flush=True)
