@@ -84,7 +84,7 @@ def bare(worker: Rig, study: Drift) -> Answers:
         seen = images.load(sources[start : start + CHUNK], 64)
         flags: list[str | None] = [None] * len(seen)
         seeds = range(SEED + start, SEED + start + len(seen))
-        latents = codec.encode(seen)
+        latents = codec.encode(seen).contiguous()  # as the probe has them from its records; another layout is slower
         rebuilt = decode(worker, latents).clamp(0, 1)
         compare(seen, rebuilt, flags)
         before = features(worker, look, seen)

@@ -112,7 +112,7 @@ class Drift:
     def preset(cls, budget: Literal["quick", "standard", "paper"]) -> Drift:
         """The probe at the size of a budget: a minute on a laptop, an evening, or the study's own scale."""
         if budget == "quick":
-            return cls(prompt_sets=("null", "empty"), strengths=(0.1, 0.2, 0.3, 0.4, 0.6))
+            return cls(count=16, prompt_sets=("null", "empty"), strengths=(0.1, 0.2, 0.3, 0.4, 0.6))
         if budget == "standard":
             return cls(count=100, prompt_sets=("null", "copy", "identity", "empty", "caption"), strengths=(0.1, 0.2, 0.3, 0.4, 0.6, 0.8))
         return cls(count=10_000, prompt_sets=("null",), strengths=(0.4,), keep_images=64)
