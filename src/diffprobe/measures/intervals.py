@@ -120,7 +120,7 @@ def _bca_tails(tails: tuple[float, float], value: float, draws: Array, left_out:
     influence = left_out.mean() - left_out
     scale = float((influence**2).sum() ** 1.5)
     skew = float((influence**3).sum()) / (6 * scale) if scale > 0 else 0.0
-    z = bias + ss.norm.ppf(tails)
+    z = bias + np.clip(ss.norm.ppf(tails), -8, 8)  # two units widen the tails to 0 and 1, whose quantiles are infinite
     lo, hi = ss.norm.cdf(bias + z / (1 - skew * z))
     return float(lo), float(hi)
 

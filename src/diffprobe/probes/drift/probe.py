@@ -136,7 +136,7 @@ class Drift:
         for start in range(0, len(sources), _CHUNK):
             chunk = tuple(sources[start : start + _CHUNK])
             for resolution in self.resolution:
-                originals = Originals(chunk, resolution or None, self.measured, keep=start < self.keep_images)
+                originals = Originals(chunk, resolution or None, self.measured, keep=start < self.keep_images, gain=self.budget)
                 yield originals
                 for seed, steps, strength in product(self.seeds, self.num_inference_steps, self.strengths):
                     yield from self._at_level(originals, self._seeds(seed, start, len(chunk)), steps, strength)
