@@ -1,26 +1,32 @@
-"""Worlds with known answers: the mixture against autograd and Monte Carlo, the editor against closed forms, the synthetic decoders."""
+"""Worlds as models: the editor against closed forms on every path, prompts and generation, names; the synthetic decoders."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import pytest
 import torch
-from scipy.stats import multivariate_normal
 from torch import Tensor
 
 from diffprobe import rng
+from diffprobe.adapters.decoders import LowRankCodec, local_geometry
 from diffprobe.adapters.exact import (
+    PATHS,
+    WORLDS,
     ExactEditor,
-    GaussianMixture,
     LinearCodec,
-    Method,
+    World,
+    as_model,
     exact_model,
+    exact_world,
     four_classes,
-    named_class,
-    orthonormal,
+    named_classes,
+    three_groups,
     three_scales,
 )
+from diffprobe.adapters.mixtures import isotropic
+from diffprobe.adapters.piecewise import PiecewiseLinearCodec
 from diffprobe.adapters.synthetic import Kind, Synthetic, synthetic_kernel
 from diffprobe.errors import UserError
 from diffprobe.measures.drift import gaussian_drift
@@ -28,130 +34,53 @@ from diffprobe.model import EditSettings
 from diffprobe.paths import NoisePath, RectifiedFlow, VarianceExploding, VariancePreserving, transition
 
 SD = VariancePreserving.scaled_linear()
-PATHS: list[tuple[NoisePath, float]] = [(SD, 400.0), (VarianceExploding(), 1.5), (RectifiedFlow(), 0.6)]
-MIXTURE = GaussianMixture(
-    torch.tensor([[1.0, -1.0, 0.5], [-0.5, 2.0, 0.0]]), torch.tensor([[0.3, 0.1, 0.5], [0.2, 0.4, 0.6]]), torch.tensor([0.3, 0.7])
-)
-X = rng.normal((3,), "test", range(6)).double() * 1.3
 
 
-@pytest.mark.parametrize(("path", "t"), PATHS)
-def test_likelihood_and_posterior_are_those_of_the_noised_mixture(path: NoisePath, t: float) -> None:
-    a, s = float(path.alpha(t)), float(path.sigma(t))
-    cov = [(a**2 * v + s**2).diag().numpy() for v in MIXTURE.variances]
-    joint = torch.stack(
-        [
-            torch.from_numpy(multivariate_normal(a * m.numpy(), c).logpdf(X.numpy())) + w.log()
-            for m, c, w in zip(MIXTURE.means, cov, MIXTURE.weights, strict=True)
-        ],
-        1,
-    )
-    assert torch.allclose(MIXTURE.log_posterior(X, t, path), joint.log_softmax(1), atol=1e-10)
-
-
-@pytest.mark.parametrize(("path", "t"), PATHS)
-@pytest.mark.parametrize("cond", [None, torch.tensor([0, 1, -1, 1, 0, -1])])
-def test_score_is_the_gradient_and_agrees_with_the_denoiser(path: NoisePath, t: float, cond: Tensor | None) -> None:
-    x = X.clone().requires_grad_()
-    each = MIXTURE.log_likelihoods(x, t, path)
-    density = (each + MIXTURE.weights.log()).logsumexp(1)
-    if cond is not None:
-        density = torch.where(cond < 0, density, each.gather(1, cond.clamp(min=0)[:, None])[:, 0])
-    (gradient,) = torch.autograd.grad(density.sum(), x)
-    score = MIXTURE.score(X, t, path, cond)
-    assert torch.allclose(score, gradient, atol=1e-10)
-    a, s = path.alpha(t), path.sigma(t)
-    assert torch.allclose((a * MIXTURE.denoiser(path)(X, t, cond) - X) / s**2, score, atol=1e-10)  # Tweedie
-
-
-def test_denoiser_is_the_mean_of_what_could_have_been() -> None:
-    """E[x_0 | x_t] by weighing samples of x_0 with their likelihood."""
-    x0, _ = MIXTURE.sample(range(20_000))
-    path, t, x = RectifiedFlow(), 0.5, torch.tensor([[0.4, 0.3, -0.2]], dtype=torch.float64)
-    weights = (-(x - 0.5 * x0).square().sum(1) / (2 * 0.25)).softmax(0)
-    assert torch.allclose(MIXTURE.denoiser(path)(x, t)[0], weights @ x0, atol=0.03)
-
-
-def test_denoiser_at_the_ends_of_the_path() -> None:
-    path = RectifiedFlow()
-    assert torch.allclose(MIXTURE.denoiser(path)(X, 0.0), X)
-    assert torch.allclose(MIXTURE.denoiser(path)(X, 1.0), (MIXTURE.weights @ MIXTURE.means).expand_as(X))
-    assert torch.allclose(MIXTURE.denoiser(path)(X, 1.0, 1), MIXTURE.means[1].expand_as(X))
-
-
-def test_denoiser_keeps_shape_and_dtype_and_takes_a_time_a_sample() -> None:
-    denoiser = MIXTURE.denoiser(SD)
-    image = X.float().reshape(6, 1, 3, 1)
-    assert denoiser(image, 400).shape == image.shape
-    assert denoiser(image, 400).dtype == torch.float32
-    times = torch.tensor([1.0, 100.0, 200.0, 400.0, 700.0, 999.0])
-    one_by_one = torch.cat([denoiser(X[i : i + 1], float(t)) for i, t in enumerate(times)])
-    assert torch.equal(denoiser(X, times), one_by_one)
-
-
-def test_sample_has_the_mixtures_moments_and_depends_on_the_seed_alone() -> None:
-    x0, classes = MIXTURE.sample(range(8000))
-    assert float((classes == 0).double().mean()) == pytest.approx(0.3, abs=4 * (0.21 / 8000) ** 0.5)
-    for k in (0, 1):
-        members = x0[classes == k]
-        se = (MIXTURE.variances[k] / len(members)).sqrt()
-        assert bool(((members.mean(0) - MIXTURE.means[k]).abs() < 4 * se).all())
-        assert torch.allclose(members.var(0), MIXTURE.variances[k], rtol=0.12)
-    assert torch.equal(MIXTURE.sample([5, 3])[0], torch.stack([x0[5], x0[3]]))
-
-
-def test_codec_inverts_and_its_trace_is_known() -> None:
-    for codec in (exact_model("gaussian").codec, LinearCodec(rng.normal((12,), "test", range(48)), (3, 2, 2), (3, 4, 4))):
-        assert isinstance(codec, LinearCodec)
-        z = rng.normal(codec.latent, "test.z", range(3)).double()
-        assert torch.allclose(codec.encode(codec.decode(z)), z, atol=1e-10)
-        jacobian = torch.func.jacrev(codec.decode)(z[:1]).reshape(codec.matrix.shape)
-        assert float(jacobian.square().sum()) == pytest.approx(float(codec.gains.sum()) * len(codec.matrix), rel=1e-6)
-    assert torch.allclose(orthonormal(20, 6).T @ orthonormal(20, 6), torch.eye(6).double(), atol=1e-12)
-
-
-def drift_of(method: Method, strength: float, steps: int, n: int) -> tuple[float, float]:
-    """The mean square between images before and after the edit, and the effective sigma."""
-    world, model = three_scales(), exact_model("gaussian")
-    assert isinstance(model.codec, LinearCodec)
-    assert model.denoiser is not None
-    editor = ExactEditor(model.denoiser, model.codec, SD, named_class(1), method)
-    z0 = world.sample(range(n))[0].reshape(n, 1, 8, 8)
-    edited = editor.edit(z0, ["Make no change."] * n, range(n), EditSettings(strength, steps, 1.0))
-    return float((edited.images - model.codec.decode(z0)).square().mean()), edited.level.sigma
+def stepped_drift(path: NoisePath, times: Sequence[float], variances: Tensor, gains: Tensor, eta: float) -> float:
+    """The expected drift of the editor's own steps: they are linear in each direction of a Gaussian, z' = carry z_t + noise."""
+    carry, fresh = torch.ones_like(variances), torch.zeros_like(variances)
+    for t, s in zip(times, (*times[1:], path.end), strict=True):
+        a = path.alpha(t)
+        gain = a * variances / (a**2 * variances + path.sigma(t) ** 2)
+        part = transition(path, s, t)
+        turned = (path.sigma(s) ** 2 - eta * part.variance).clamp(min=0).sqrt() / path.sigma(t)
+        factor = turned + (path.alpha(s) - turned * a) * gain
+        carry, fresh = factor * carry, factor**2 * fresh + eta * part.variance
+    moved = (carry * path.alpha(times[0]) - 1) ** 2 * variances + (carry * path.sigma(times[0])) ** 2 + fresh
+    return float((gains * moved).sum())
 
 
 @pytest.mark.parametrize("method", ["ode", "sample", "mean"])
-def test_drift_of_the_editor_is_the_closed_form(method: Literal["ode", "sample", "mean"]) -> None:
-    codec = exact_model("gaussian").codec
-    assert isinstance(codec, LinearCodec)
+@pytest.mark.parametrize("name", ["gaussian", "gaussian@ve", "gaussian@flow", "low-rank", "low-rank@flow"])
+def test_drift_of_the_editor_is_what_its_steps_must_give(name: str, method: Literal["ode", "sample", "mean"]) -> None:
+    world, path = exact_world(name), exact_model(name).path
+    codec, variances = world.codec, world.mixture.variances[0]
+    assert isinstance(codec, LinearCodec | LowRankCodec)
+    assert path is not None
+    editor = ExactEditor(world.mixture.denoiser(path), codec, path, named_classes(world.mixture), method)
+    z0 = world.mixture.sample(range(500))[0].reshape(500, *codec.latent)
     for strength in (0.3, 0.6):
-        measured, sigma = drift_of(method, strength, 80, 500)
+        edited = editor.edit(z0, ["Make no change."] * 500, range(500), EditSettings(strength, 80, 1.0))
+        measured = float((edited.images - codec.decode(z0)).square().mean())
+        if method == "mean":
+            exact = float(gaussian_drift(variances, codec.gains, edited.level.sigma**2, method))
+        else:
+            exact = stepped_drift(path, path.levels(80)[-edited.level.steps :], variances, codec.gains, float(method == "sample"))
         # 8 of the directions carry nearly all of it: relative standard error about sqrt(2 / 500 / 8) = 2.2 %
-        assert measured == pytest.approx(float(gaussian_drift(three_scales().variances[0], codec.gains, sigma**2, method)), rel=0.08)
+        assert measured == pytest.approx(exact, rel=0.08)
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_drift_of_the_editors_steps_converges_to_the_closed_form(eta: float) -> None:
-    """The steps are linear in each direction: z' = c z_t + noise. No Monte Carlo, so the limit can be seen."""
+@pytest.mark.parametrize("path", [VariancePreserving(SD.alphas_cumprod, end=-1.0), VarianceExploding(), RectifiedFlow()])
+def test_drift_of_the_editors_steps_converges_to_the_closed_form(path: NoisePath, eta: float) -> None:
+    """No Monte Carlo, so the limit can be seen."""
     variances = three_scales().variances[0]
     gains = torch.ones(64, dtype=torch.float64) / 64
     errors = []
     for n in (50, 200, 800):
-        path = VariancePreserving(SD.alphas_cumprod, end=-1.0)
         times = path.time(torch.logspace(0, -3, n, dtype=torch.float64)).tolist()
-        carry, fresh = torch.ones(64, dtype=torch.float64), torch.zeros(64, dtype=torch.float64)
-        for t, s in zip(times, (*times[1:], path.end), strict=True):
-            a = path.alpha(t)
-            gain = a * variances / (a**2 * variances + path.sigma(t) ** 2)
-            part = transition(path, s, t)
-            turned = (path.sigma(s) ** 2 - eta * part.variance).clamp(min=0).sqrt() / path.sigma(t)
-            factor = turned + (path.alpha(s) - turned * a) * gain
-            carry, fresh = factor * carry, factor**2 * fresh + eta * part.variance
-        start, sigma = path.alpha(times[0]), float(path.ratio(times[0]))
-        moved = (carry * start - 1) ** 2 * variances + (carry * path.sigma(times[0])) ** 2 + fresh
-        exact = float(gaussian_drift(variances, gains, sigma**2, "sample" if eta else "ode"))
-        errors.append(abs(float((gains * moved).sum()) / exact - 1))
+        exact = float(gaussian_drift(variances, gains, float(path.ratio(times[0])) ** 2, "sample" if eta else "ode"))
+        errors.append(abs(stepped_drift(path, times, variances, gains, eta) / exact - 1))
     assert errors[0] > 3 * errors[1] > 9 * errors[2]
     assert errors[2] < 0.01
 
@@ -226,37 +155,137 @@ def test_named_classes_are_generated() -> None:
     assert posterior.argmax(1).tolist() == list(range(4)) * 5
 
 
-def test_four_classes_have_nearly_unit_variance_and_two_scales() -> None:
-    world = four_classes()
-    assert torch.allclose(world.weights @ world.means, torch.zeros(16).double(), atol=1e-12)
-    distances = torch.cdist(world.means, world.means)
+@pytest.mark.parametrize("path", sorted(PATHS))
+@pytest.mark.parametrize("name", ["hierarchical", "relu"])
+def test_what_a_prompt_asks_for_is_generated_on_every_path(name: str, path: str) -> None:
+    """Decided by the exact posterior at the data; a group's samples are spread over its classes."""
+    model, world = exact_model(f"{name}@{path}"), exact_world(name).mixture
+    assert model.generator is not None
+    assert model.codec is not None
+    assert model.path is not None
+
+    def classes(prompts: list[str]) -> list[int]:
+        latents = model.codec.encode(model.generator.generate(prompts, range(len(prompts)), 60, 1.0))  # type: ignore[union-attr]
+        return world.log_posterior(latents, 0.01, RectifiedFlow()).argmax(1).tolist()
+
+    asked = list(range(world.classes)) * 3
+    assert classes([f"class {k}" for k in asked]) == asked
+    if world.groups:
+        drawn = classes(["a picture of group 1"] * 40)
+        assert {world.parents[k] for k in drawn} == {1}
+        assert len(set(drawn)) == 3
+    assert len(set(classes(["anything"] * 60))) == world.classes
+
+
+def test_prompts_allow_classes_and_groups() -> None:
+    condition = named_classes(three_groups())
+    found = condition(["class 4", "group 1", "nothing", "class 0 of group 2", "classes 3, groups 1, class x"])
+    assert found.dtype == torch.bool
+    assert [torch.arange(9)[row].tolist() for row in found] == [[4], [3, 4, 5], list(range(9)), [0], list(range(9))]
+    assert condition([]).shape == (0, 9)
+    assert bool(named_classes(four_classes())(["group 7"]).all()), "a world without groups reads nothing into the word"
+
+
+def test_levels_of_the_editor_on_the_other_paths() -> None:
+    """VE: alpha 1 and EDM's grid from 80 to .002. Flow: alpha = 1 - t, where full strength has no signal left at all."""
+    ve, flow = exact_model("gaussian@ve").editor, exact_model("gaussian@flow").editor
+    assert ve is not None
+    assert flow is not None
+    assert ve.level(1.0, 15) == pytest.approx((15, 80, 1, 80))
+    t = ((5 * 80 ** (1 / 7) + 9 * 0.002 ** (1 / 7)) / 14) ** 7  # the last 6 of 15 times start 9 intervals in
+    assert ve.level(0.4, 15) == pytest.approx((6, t, 1, t))
+    t = (6 + 8 * 0.001) / 14
+    assert flow.level(0.5, 15) == pytest.approx((7, t, 1 - t, t / (1 - t)))
+    assert flow.level(1.0, 15) == (15, 1.0, 0.0, float("inf"))
+    for editor in (ve, flow):
+        z = rng.normal((1, 8, 8), "test", [0])
+        edited = editor.edit(z, [""], [0], EditSettings(1.0, 15, 1.0))
+        assert bool(edited.images.isfinite().all())
+        assert editor.edit(z, [""], [0], EditSettings(0.05, 15, 1.0)).latents is z
+
+
+@pytest.mark.parametrize("name", sorted(WORLDS))
+def test_latents_have_unit_variance_at_most_nearly(name: str) -> None:
+    """So that pure noise is where a variance-preserving path begins."""
+    mixture = exact_world(name).mixture
+    assert torch.allclose(mixture.weights @ mixture.means, torch.zeros(mixture.means.shape[1]).double(), atol=1e-12)
+    total = float((mixture.weights @ (mixture.variances + mixture.means.square())).mean())
+    if mixture.classes > 1:
+        assert total == pytest.approx(1, abs=0.35)
+    else:
+        assert float(mixture.variances.max()) == 1
+
+
+def test_four_classes_have_two_scales() -> None:
+    distances = torch.cdist(four_classes().means, four_classes().means)
     assert float(distances[0, 1]) < 0.6 * float(distances[0, 2])
-    total = float((world.weights @ world.means.square()).sum() + 0.1 * 16)
-    assert total / 16 == pytest.approx(1, abs=0.3)
+
+
+@pytest.mark.parametrize("path", sorted(PATHS))
+@pytest.mark.parametrize("name", sorted(WORLDS))
+def test_every_world_is_a_whole_model_on_every_path(name: str, path: str) -> None:
+    model = exact_model(f"{name}@{path}")
+    assert model.capabilities == {"path", "denoiser", "codec", "condition", "editor", "generator"}
+    assert type(model.path) is type(PATHS[path]())
+    assert model.name == (f"exact:{name}" if path == "vp" else f"exact:{name}@{path}")
+    latents = exact_world(name).mixture.sample(range(2))[0]
+    assert local_geometry(exact_world(name).codec, latents).psi.isfinite().all()
+
+
+def test_codecs_of_the_worlds() -> None:
+    assert isinstance(exact_world("low-rank").codec, LowRankCodec)
+    assert isinstance(exact_world("relu").codec, PiecewiseLinearCodec)
+    assert local_geometry(exact_world("gmm").codec, torch.zeros(1, 1, 4, 4)).trace.tolist() == pytest.approx([0.25 * 16])
+    x0 = exact_world("relu").mixture.sample(range(50))[0]
+    assert len(exact_world("relu").codec.singular_values(x0).round(decimals=9).unique(dim=0)) > 40, "one region holds most samples"
+
+
+KNOWN = {
+    "gmm": "sha256:4995e94a3e0240f4f64d60cbd670532de302c5d2b2d84c6d66dae7cee9978d94",
+    "gaussian": "sha256:816228bdabacf08b43890db1e169a1f39e75501be770539508dda80fc8ee383e",
+}
 
 
 def test_identity_of_worlds() -> None:
-    digests = {exact_model(name).identity["weights"] for name in ("gmm", "gaussian")}
-    assert len(digests) == 2
-    assert exact_model("gmm").identity == exact_model("gmm").identity
-    assert exact_model("gmm", RectifiedFlow()).path == RectifiedFlow()
+    for name, digest in KNOWN.items():
+        assert exact_model(name).identity == {"source": f"exact:{name}", "weights": digest}
+        assert exact_model(f"{name}@vp").identity == exact_model(name).identity
+    assert exact_model("identity").identity["weights"] == KNOWN["gaussian"]
+    assert len({exact_model(name).identity["weights"] for name in WORLDS}) == len(WORLDS) - 1
+    assert exact_model("relu").identity == exact_model("relu").identity
+    given, named = exact_model("gmm", RectifiedFlow()), exact_model("gmm@flow")
+    assert given.path == named.path == RectifiedFlow()
+    assert given.identity["path"] == named.identity["path"]
+    assert exact_model("gmm", RectifiedFlow(shift=3.0)).identity["path"] != given.identity["path"]
+
+
+def test_a_world_of_ones_own() -> None:
+    world = World(isotropic(12, 3, separation=4.0, variance=0.1), PiecewiseLinearCodec.random((3, 2, 2), (3, 4, 4), (10,)))
+    model = as_model(world, VarianceExploding(), "mine")
+    assert (model.name, model.identity["source"]) == ("mine", "mine")
+    assert model.editor is not None
+    assert model.editor.size == 4
+    assert model.generator is not None
+    assert model.generator.generate(["class 2"], [0], 10, 1.0).shape == (1, 3, 4, 4)
+    with pytest.raises(ValueError, match="does not fill"):
+        World(isotropic(11, 3, separation=4.0, variance=0.1), world.codec)
 
 
 def test_bad_input() -> None:
-    with pytest.raises(UserError, match="did you mean 'gmm'"):
-        exact_model("gmn")
-    with pytest.raises(UserError, match="no prompt can ask for class 7"):
-        named_class(4)(["class 7"])
-    with pytest.raises(ValueError, match="above 0"):
-        GaussianMixture(torch.zeros(2, 3), torch.zeros(2), torch.tensor([0.5, 0.5]))
-    with pytest.raises(ValueError, match="sum to 1"):
-        GaussianMixture(torch.zeros(2, 3), torch.ones(2), torch.tensor([0.5, 0.6]))
-    with pytest.raises(ValueError, match=r"means \[K, D\]"):
-        GaussianMixture(torch.zeros(3), torch.ones(3), torch.ones(3))
-    with pytest.raises(ValueError, match=r"one of 0 \.\. 1"):
-        MIXTURE.denoiser(SD)(X, 1, 2)
-    with pytest.raises(ValueError, match="must be 192 x 64"):
-        LinearCodec(torch.zeros(3, 3), (1, 8, 8), (3, 8, 8))
+    with pytest.raises(UserError, match="unknown exact world 'gmn': did you mean 'gmm'"):
+        exact_model("gmn@ve")
+    with pytest.raises(UserError, match="did you mean 'hierarchical'"):
+        exact_world("heirarchical")
+    with pytest.raises(UserError, match="unknown noise path 'flw': did you mean 'flow'"):
+        exact_model("gmm@flw")
+    with pytest.raises(UserError, match="unknown noise path '': choose from flow, ve, vp"):
+        exact_model("gmm@")
+    with pytest.raises(UserError, match="leave one of them out"):
+        exact_model("gmm@ve", RectifiedFlow())
+    with pytest.raises(UserError, match="class 0 to class 3: no prompt can ask for class 7"):
+        named_classes(four_classes())(["class 7"])
+    with pytest.raises(UserError, match="group 0 to group 2: no prompt can ask for group 3"):
+        named_classes(three_groups())(["group 3"])
     with pytest.raises(UserError, match="synthetic decoder"):
         synthetic_kernel("lineer")  # type: ignore[arg-type]
 

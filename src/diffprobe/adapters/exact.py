@@ -1,4 +1,8 @@
-"""Worlds with known answers, as models like any other: Gaussian mixtures with their exact denoiser, seen through a linear decoder."""
+"""Worlds with known answers, as models like any other: a Gaussian mixture of latents, its exact denoiser, a decoder with an exact Jacobian.
+
+A world is made of two parts, and both can be had: `mixtures` says how latents are distributed, and so what every denoiser,
+score and class posterior must be; `decoders` and `piecewise` say how they are seen, and so what every Jacobian must be.
+"""
 
 from __future__ import annotations
 
@@ -6,122 +10,55 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import isqrt, log, pi, prod
-from typing import Any, Literal
+from math import isqrt, prod
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from diffprobe import rng
+from diffprobe.adapters.decoders import ExactCodec, LinearCodec, LowRankCodec, orthonormal
+from diffprobe.adapters.mixtures import GaussianMixture, anisotropic, hierarchical
+from diffprobe.adapters.piecewise import PiecewiseLinearCodec
 from diffprobe.errors import UserError, unknown
 from diffprobe.model import Denoiser, Edited, EditSettings, Level, Model
-from diffprobe.paths import NoisePath, Time, VariancePreserving, executed_steps
+from diffprobe.paths import NoisePath, RectifiedFlow, VarianceExploding, VariancePreserving, executed_steps
 from diffprobe.sampling import Guidance, Sampler, final, guided, noised, start, trajectory
+
+__all__ = [
+    "PATHS",
+    "WORLDS",
+    "ExactEditor",
+    "ExactGenerator",
+    "GaussianMixture",
+    "LinearCodec",
+    "Method",
+    "World",
+    "as_model",
+    "exact_model",
+    "exact_world",
+    "four_classes",
+    "named_classes",
+    "three_scales",
+]
 
 Method = Literal["ode", "sample", "mean", "none"]
 IMAGE = (3, 8, 8)
 
 
 @dataclass(frozen=True, eq=False)
-class GaussianMixture:
-    """sum_k weights_k N(means_k, diag variances_k): means [K, D], variances [K] or [K, D] above 0, weights [K] that sum to 1.
+class World:
+    """The truth behind a model: how its latents are distributed, the decoder that shows them, and what its editor does."""
 
-    Everything is computed in float64. Conditions are class indices [B] (or one), where -1, like None, is the whole mixture.
-    """
-
-    means: Tensor
-    variances: Tensor
-    weights: Tensor
+    mixture: GaussianMixture
+    codec: ExactCodec
+    method: Method = "ode"
 
     def __post_init__(self) -> None:
-        means, variances, weights = (part.detach().double() for part in (self.means, self.variances, self.weights))
-        spread = variances[:, None].expand(-1, means.shape[-1]) if variances.ndim == 1 else variances
-        if means.ndim != 2 or spread.shape != means.shape or weights.shape != means.shape[:1]:
-            raise ValueError("a mixture takes means [K, D], variances [K] or [K, D] and weights [K]")
-        if bool((spread <= 0).any()) or bool((weights <= 0).any()) or abs(float(weights.sum()) - 1) > 1e-9:
-            raise ValueError("a mixture's variances and weights are above 0, and the weights sum to 1")
-        for name, value in (("means", means), ("variances", spread), ("weights", weights)):
-            object.__setattr__(self, name, value.contiguous())
-
-    @property
-    def classes(self) -> int:
-        return len(self.weights)
-
-    def denoiser(self, path: NoisePath) -> Denoiser:
-        """E[x_0 | x_t] and, given classes, E[x_0 | x_t, class], on `path`; x [B, ...] of any shape with D numbers a sample."""
-
-        def exact(x: Tensor, t: Tensor | float, cond: Any = None) -> Tensor:
-            flat, a, s = _flat(x), _column(path.alpha(t)), _column(path.sigma(t))
-            gain = a * self.variances / (a.square() * self.variances + s.square())
-            means = self.means + gain * (flat[:, None] - a * self.means)  # E[x_0 | x_t, k], [B, K, D]
-            return (self._shares(flat, path, t, cond)[..., None] * means).sum(1).reshape(x.shape).to(x)
-
-        return exact
-
-    def log_posterior(self, x: Tensor, t: Time, path: NoisePath) -> Tensor:
-        """log p(k | x_t), [B, K]."""
-        joint = self.weights.log() + self.log_likelihoods(x, t, path)
-        return joint - joint.logsumexp(-1, keepdim=True)
-
-    def log_likelihoods(self, x: Tensor, t: Time, path: NoisePath) -> Tensor:
-        """log p_t(x | k), [B, K]."""
-        a, s = _column(path.alpha(t)), _column(path.sigma(t))
-        variance = a.square() * self.variances + s.square()
-        squares: Tensor = (_flat(x)[:, None] - a * self.means).square() / variance
-        return -0.5 * (squares + variance.log() + log(2 * pi)).sum(-1)
-
-    def score(self, x: Tensor, t: Time, path: NoisePath, cond: Any = None) -> Tensor:
-        """grad log p_t(x) in float64 and of the shape of x, directly from the mixture; given classes, of those."""
-        flat, a, s = _flat(x), _column(path.alpha(t)), _column(path.sigma(t))
-        each = (a * self.means - flat[:, None]) / (a.square() * self.variances + s.square())
-        return (self._shares(flat, path, t, cond)[..., None] * each).sum(1).reshape(x.shape)
-
-    def sample(self, seeds: Sequence[int], role: str = "exact.sample") -> tuple[Tensor, Tensor]:
-        """One sample a seed: x_0 [B, D] float64 and its class [B]."""
-        draws = [rng.stream(f"{role}.class", seed).random() for seed in seeds]
-        classes = torch.searchsorted(self.weights.cumsum(0), torch.tensor(draws, dtype=torch.float64)).clamp(max=self.classes - 1)
-        noise = rng.normal(self.means.shape[1:], role, seeds).double()
-        return self.means[classes] + self.variances[classes].sqrt() * noise, classes
-
-    def _shares(self, flat: Tensor, path: NoisePath, t: Time, cond: Any) -> Tensor:
-        """The weight of each component's answer: the posterior, or one class where `cond` names it. [B, K]"""
-        posterior = self.log_posterior(flat, t, path).exp()
-        if cond is None:
-            return posterior
-        classes = torch.as_tensor(cond, dtype=torch.long).expand(len(flat))
-        if bool((classes >= self.classes).any()):
-            raise ValueError(f"a class is one of 0 .. {self.classes - 1}, or -1 for the whole mixture")
-        one = torch.nn.functional.one_hot(classes.clamp(min=0), self.classes).double()
-        return torch.where((classes < 0)[:, None], posterior, one)
-
-
-@dataclass(frozen=True, eq=False)
-class LinearCodec:
-    """Images 0.5 + matrix z, unclamped: matrix [3 H W, C h w] of full column rank, latent [C, h, w], image [3, H, W].
-
-    `encode` is the pseudo-inverse, so that encoding a decoded latent gives it back; Tr(J J^T) is the matrix's sum of squares.
-    """
-
-    matrix: Tensor
-    latent: tuple[int, int, int]
-    image: tuple[int, int, int]
-
-    def __post_init__(self) -> None:
-        if self.matrix.shape != (prod(self.image), prod(self.latent)):
-            raise ValueError(f"the matrix must be {prod(self.image)} x {prod(self.latent)}, not {' x '.join(map(str, self.matrix.shape))}")
-
-    def encode(self, images: Tensor) -> Tensor:
-        inverse: Tensor = torch.linalg.pinv(self.matrix.double()).to(images)
-        return ((images - 0.5).flatten(1) @ inverse.T).reshape(-1, *self.latent)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return 0.5 + (latents.flatten(1) @ self.matrix.to(latents).T).reshape(-1, *self.image)
-
-    @property
-    def gains(self) -> Tensor:
-        """What each latent direction adds to the mean square of an image, g_i = ||J e_i||^2 / (3 H W), float64 [C h w]."""
-        return self.matrix.double().square().mean(0)
+        directions, latent = self.mixture.means.shape[1], self.codec.latent
+        if directions != prod(latent):
+            raise ValueError(f"a mixture in {directions} dimensions does not fill latents {list(latent)} of {prod(latent)}")
 
 
 @dataclass(eq=False)
@@ -132,7 +69,7 @@ class ExactEditor:
     """
 
     denoiser: Denoiser
-    codec: LinearCodec
+    codec: ExactCodec
     path: NoisePath
     condition: Callable[[Sequence[str]], Tensor]
     method: Method = "ode"
@@ -170,10 +107,10 @@ class ExactEditor:
 
 @dataclass(frozen=True, eq=False)
 class ExactGenerator:
-    """Text-to-image by DDIM with an exact denoiser; a prompt with "class k" asks for component k, any other for the mixture."""
+    """Text-to-image by DDIM with an exact denoiser; conditions as `named_classes` reads them from prompts."""
 
     denoiser: Denoiser
-    codec: LinearCodec
+    codec: ExactCodec
     path: NoisePath
     condition: Callable[[Sequence[str]], Tensor]
 
@@ -184,28 +121,79 @@ class ExactGenerator:
         return self.codec.decode(final(trajectory(denoiser, self.path, x, times, cond=self.condition(prompts)))).clamp(0, 1)
 
 
-def exact_model(name: str, path: NoisePath | None = None) -> Model:
-    """A world by name, its images [3, 8, 8]; the path defaults to Stable Diffusion 1.5's. Raises UserError for an unknown name.
+def exact_world(name: str) -> World:
+    """The truth behind `exact_model(name)`, whatever its path. Raises UserError for an unknown name.
 
-    "gmm": four classes in two pairs, latent [1, 4, 4]. "gaussian": one Gaussian, latent [1, 8, 8], with 8 directions of
-    variance 1, 16 of .05 and 40 of .001. "identity": that Gaussian with an editor that changes nothing.
+    Images are [3, 8, 8]. With a linear codec: "gmm", four classes in two pairs, latent [1, 4, 4]; "anisotropic", four classes
+    with variances of their own, and "hierarchical", three classes in each of three groups, likewise; "gaussian", one Gaussian,
+    latent [1, 8, 8], with 8 directions of variance 1, 16 of .05 and 40 of .001; "identity", that Gaussian with an editor that
+    changes nothing. "low-rank" is the Gaussian seen through a decoder of rank 24, "relu" the four classes through a ReLU network.
     """
+    name = name.partition("@")[0]
     if name not in WORLDS:
         raise unknown("exact world", name, WORLDS)
-    world, path = WORLDS[name](), path or VariancePreserving.scaled_linear()
-    directions = world.means.shape[1]
-    codec = LinearCodec(0.5 * orthonormal(prod(IMAGE), directions), (1, isqrt(directions), isqrt(directions)), IMAGE)
-    condition, denoiser = named_class(world.classes), world.denoiser(path)
+    return WORLDS[name]()
+
+
+def exact_model(name: str, path: NoisePath | None = None) -> Model:
+    """A world by name as a model: "<world>", or "<world>@<path>" with a path of "vp" (the default), "ve" and "flow".
+
+    Those are Stable Diffusion 1.5's, EDM's (sigma from 80 to .002) and the unshifted rectified flow; `path` is any other.
+    Raises UserError for an unknown name of either.
+    """
+    world, (title, at, kind) = exact_world(name), name.partition("@")
+    if at and kind not in PATHS:
+        raise unknown("noise path", kind, PATHS)
+    if at and path is not None:
+        raise UserError(f"'{name}' names a path and another was given: leave one of them out")
+    title = f"exact:{title}" + (f"@{kind}" if at and kind != "vp" else "")
+    return as_model(world, path or PATHS[kind or "vp"](), title)
+
+
+def as_model(world: World, path: NoisePath, name: str) -> Model:
+    """Any world on any path as a model, with an editor and a generator that follow the exact denoiser.
+
+    Its identity digests the world's parameters and, where it is not Stable Diffusion 1.5's, the path.
+    """
+    mixture, codec = world.mixture, world.codec
+    condition, denoiser = named_classes(mixture), mixture.denoiser(path)
+    elsewhere = {} if path == PATHS["vp"]() else {"path": _sha256(repr(path).encode())}
     return Model(
-        name=f"exact:{name}",
+        name=name,
         path=path,
         denoiser=denoiser,
         codec=codec,
         condition=condition,
-        editor=ExactEditor(denoiser, codec, path, condition, "none" if name == "identity" else "ode"),
+        editor=ExactEditor(denoiser, codec, path, condition, world.method, codec.image[-1]),
         generator=ExactGenerator(denoiser, codec, path, condition),
-        identity={"source": f"exact:{name}", "weights": _digest(world.means, world.variances, world.weights, codec.matrix)},
+        identity={"source": name, "weights": _digest(world), **elsewhere},
     )
+
+
+def named_classes(mixture: GaussianMixture) -> Callable[[Sequence[str]], Tensor]:
+    """Prompts to the classes that each allows, bool [B, K]: "class k" in a prompt means one, "group k" those of a super-class.
+
+    A class goes before a group; a prompt that names neither allows all. Prompts that ask for what is not there raise UserError.
+    """
+
+    def asked(prompt: str, word: str, count: int) -> int | None:
+        found = re.search(rf"\b{word} (\d+)\b", prompt)
+        if found is None or count == 0:
+            return None
+        if int(found[1]) >= count:
+            raise UserError(f"this world has {word} 0 to {word} {count - 1}: no prompt can ask for {found[0]}")
+        return int(found[1])
+
+    def allowed(prompt: str) -> Tensor:
+        one, group = asked(prompt, "class", mixture.classes), asked(prompt, "group", mixture.groups)
+        if one is not None:
+            return torch.arange(mixture.classes) == one
+        return torch.ones(mixture.classes, dtype=torch.bool) if group is None else mixture.members(group)
+
+    def condition(prompts: Sequence[str]) -> Tensor:
+        return torch.stack([allowed(prompt) for prompt in prompts]) if prompts else torch.ones(0, mixture.classes, dtype=torch.bool)
+
+    return condition
 
 
 def four_classes() -> GaussianMixture:
@@ -215,44 +203,61 @@ def four_classes() -> GaussianMixture:
     return GaussianMixture(torch.stack(means), torch.full((4,), 0.1), torch.full((4,), 0.25))
 
 
+def four_shapes() -> GaussianMixture:
+    """Four classes of 16 variances each, from .02 to .5, in 16 dimensions; near unit variance in all."""
+    return anisotropic(16, 4, separation=6.0, variances=(0.02, 0.5))
+
+
+def three_groups() -> GaussianMixture:
+    """Three groups of three classes in 16 dimensions: distances 6 between groups, 3 within; unit variance in all."""
+    return hierarchical(16, (3, 3), separations=(6.0, 3.0), variance=0.0625)
+
+
 def three_scales() -> GaussianMixture:
     """One Gaussian whose 64 directions have variances 1 (8 of them), .05 (16) and .001 (40)."""
     variances = torch.tensor([1.0] * 8 + [0.05] * 16 + [0.001] * 40, dtype=torch.float64)
     return GaussianMixture(torch.zeros(1, 64), variances[None], torch.ones(1))
 
 
-def named_class(classes: int) -> Callable[[Sequence[str]], Tensor]:
-    """Prompts to class indices [B]: "class k" anywhere in a prompt means component k, and its absence -1, the whole mixture."""
-
-    def condition(prompts: Sequence[str]) -> Tensor:
-        found = [re.search(r"\bclass (\d+)\b", prompt) for prompt in prompts]
-        chosen = [int(match[1]) if match else -1 for match in found]
-        if max(chosen, default=-1) >= classes:
-            raise UserError(f"this world has the classes 0 to {classes - 1}: no prompt can ask for class {max(chosen)}")
-        return torch.tensor(chosen, dtype=torch.long)
-
-    return condition
+def _isometry(mixture: GaussianMixture, method: Method = "ode") -> World:
+    """A mixture seen through orthonormal directions, each of gain .25/192."""
+    directions = mixture.means.shape[1]
+    return World(mixture, LinearCodec(0.5 * orthonormal(prod(IMAGE), directions), _square(directions), IMAGE), method)
 
 
-def orthonormal(rows: int, columns: int, seed: int = 0) -> Tensor:
-    """A fixed matrix [rows, columns] with orthonormal columns, uniformly distributed over the seeds (Haar), float64."""
-    q, r = np.linalg.qr(rng.stream("exact.orthonormal", seed).standard_normal((rows, columns)))
-    return torch.from_numpy(q * np.sign(np.diag(r)))
+def _low_rank() -> World:
+    """24 of the Gaussian's directions, mixed at random, with singular values from .8 to .2."""
+    return World(three_scales(), LowRankCodec.random(_square(64), IMAGE, np.geomspace(0.8, 0.2, 24).tolist()))
 
 
-def _flat(x: Tensor) -> Tensor:
-    return x.reshape(len(x), -1).double()
+def _relu() -> World:
+    """The four classes through two layers of 32 ReLUs."""
+    return World(four_classes(), PiecewiseLinearCodec.random(_square(16), IMAGE, (32, 32)))
 
 
-def _column(coefficient: Tensor) -> Tensor:
-    """A coefficient, scalar or one a sample, to multiply [B, K, D]."""
-    return coefficient.reshape(-1, 1, 1)
+def _square(directions: int) -> tuple[int, int, int]:
+    return (1, isqrt(directions), isqrt(directions))
 
 
-def _digest(*parameters: Tensor) -> str:
+def _digest(world: World) -> str:
     """A digest of the parameters to six decimals, so that the last bits of another machine's algebra do not change it."""
-    text = b"".join((part.double() * 1e6).round().long().numpy().tobytes() for part in parameters)
-    return f"sha256:{hashlib.sha256(text).hexdigest()}"
+    mixture = world.mixture
+    hierarchy = [torch.tensor(mixture.parents)] if mixture.parents else []
+    parameters = (mixture.means, mixture.variances, mixture.weights, *hierarchy, *world.codec.parameters)
+    return _sha256(b"".join((part.detach().double() * 1e6).round().long().numpy().tobytes() for part in parameters))
 
 
-WORLDS: dict[str, Callable[[], GaussianMixture]] = {"gmm": four_classes, "gaussian": three_scales, "identity": three_scales}
+def _sha256(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+WORLDS: dict[str, Callable[[], World]] = {
+    "gmm": lambda: _isometry(four_classes()),
+    "anisotropic": lambda: _isometry(four_shapes()),
+    "hierarchical": lambda: _isometry(three_groups()),
+    "gaussian": lambda: _isometry(three_scales()),
+    "identity": lambda: _isometry(three_scales(), "none"),
+    "low-rank": _low_rank,
+    "relu": _relu,
+}
+PATHS: dict[str, Callable[[], NoisePath]] = {"vp": VariancePreserving.scaled_linear, "ve": VarianceExploding, "flow": RectifiedFlow}
