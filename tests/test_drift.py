@@ -315,3 +315,14 @@ def test_the_published_prompts_are_literal() -> None:
 def test_records_have_the_fixed_columns(records: dict[str, pa.Table]) -> None:
     fixed = {"image", "domain", "prompt", "prompt_set", "seed", "strength", "steps", "t_start", "sigma", "guidance_scale", "flag"}
     assert fixed <= set(records["Edits"].column_names)
+
+
+def test_a_start_from_pure_noise_is_measured_and_left_out_of_the_laws(tmp_path: Path) -> None:
+    """Strength 1 on a flow starts where alpha is 0: there is a drift, and no noise-to-signal ratio."""
+    probe = Drift(count=4, prompt_sets=("empty",), strengths=(0.4, 0.6, 0.8, 1.0))
+    found = probe.summarise(measured(exact_model("gmm@flow"), probe, tmp_path)).estimates
+    (drift,) = [e for e in found if e.quantity == "mse" and e.facets.get("strength") == 1.0 and "domain" not in e.facets]
+    assert drift.value is not None
+    assert "sigma" not in drift.facets
+    assert all(np.isfinite(value) for e in found for value in e.facets.values() if isinstance(value, float))
+    assert {e.n for e in found if e.quantity == "kernel_k"} == {4}

@@ -6,7 +6,7 @@ import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 from rich.console import Console
@@ -46,7 +46,7 @@ RunPath = Annotated[Path, typer.Argument(help="The directory of a run.", show_de
 @app.command()
 def run(  # noqa: PLR0913, PLR0917
     study: Annotated[str | None, typer.Argument(help="A study file (YAML) or the name of a shipped recipe.", show_default=False)] = None,
-    model: Annotated[str | None, typer.Option(help="embedded, exact:<world>, a folder of a saved pipeline, or a hub id.")] = None,
+    model: Annotated[str | None, typer.Option(help="A name from `diffprobe models`, a folder of a saved pipeline, or a hub id.")] = None,
     probes: Annotated[str | None, typer.Option(help="Which probes, comma-separated; all by default.")] = None,
     budget: Annotated[Budget | None, typer.Option(help="How much to measure.", show_default="quick")] = None,
     images: Annotated[str | None, typer.Option(help="For drift: a folder or a manifest of images instead of rendered scenes.")] = None,
@@ -59,7 +59,8 @@ def run(  # noqa: PLR0913, PLR0917
     chosen = _study(study, model, probes, budget, images, device)
     specs = chosen.models or {"": chosen.model}
     base = out_dir or Path("runs") / (Path(study).stem if study else f"{_slug(chosen.model)}-{budget or 'quick'}")
-    whole = [_one(chosen, spec, base / _slug(name), extend, dry_run) for name, spec in specs.items()]
+    options = _Options(extend, dry_run, suit=study is None)
+    whole = [_one(chosen, spec, base / _slug(name), options) for name, spec in specs.items()]
     if not all(whole):
         raise typer.Exit(3)
 
@@ -143,10 +144,10 @@ def doctor() -> None:
 @app.command()
 def models() -> None:
     """The models that need no download, and how to name others."""
-    from diffprobe.adapters.catalogue import CATALOGUE
+    from diffprobe import terminal
+    from diffprobe.adapters.catalogue import catalogue
 
-    for name, told in CATALOGUE.items():
-        out.print(f"{name:<18} {told}")
+    terminal.show_models(out, catalogue())
 
 
 @app.command()
@@ -197,12 +198,18 @@ def _study(
     return found.model_copy(update=changes)
 
 
-def _one(study: Study, spec: str, path: Path, extend: bool, dry_run: bool) -> bool:
+class _Options(NamedTuple):
+    extend: bool
+    dry_run: bool
+    suit: bool  # a budget's probes may be changed to what the model can be asked; a study's may not
+
+
+def _one(study: Study, spec: str, path: Path, options: _Options) -> bool:
     """One model: load, measure, report. Returns whether all of it is measured."""
     from diffprobe import terminal
     from diffprobe.runs.execute import plan
 
-    if dry_run:
+    if options.dry_run:
         terminal.show_plan(out, plan(study.probes), spec, path)
         return True
     with out.status("reading the images and planning") if out.is_terminal else _quiet():
@@ -212,8 +219,12 @@ def _one(study: Study, spec: str, path: Path, extend: bool, dry_run: bool) -> bo
 
     with out.status(f"loading {spec}") if out.is_terminal else _quiet():
         worker = rig(load(spec, device=study.device, torch_dtype=study.torch_dtype), study.embedders, batch_size=study.batch_size)
+    probes = tuple(probe.suited(worker.model) for probe in study.probes) if options.suit else study.probes
+    if probes != study.probes:
+        out.print(f"{spec} cannot be asked all of this budget: it is asked what it can be")
+        steps = plan(probes)
     with terminal.progress(out, len(steps)) as told:
-        done = start(worker, study.probes, path, extend=extend, report=told)
+        done = start(worker, probes, path, extend=options.extend, report=told)
     done.figures()
     terminal.show_numbers(out, done)
     out.print(f"report: {done.report()}")

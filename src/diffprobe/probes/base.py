@@ -152,6 +152,10 @@ class Probe(Protocol):
 
     def plan(self) -> Iterable[Cell]: ...
 
+    def suited(self, model: Model) -> Probe:
+        """This probe without what the model cannot be asked at all; the same where it can be asked everything."""
+        ...
+
     def check(self, model: Model) -> None:
         """Raise UserError where this model cannot be asked this question with these settings."""
         ...

@@ -146,7 +146,7 @@ def _domains(summary: Summary, estimates: Sequence[Estimate]) -> Iterator[Chart]
 def _row(e: Estimate, **more: str) -> Row:
     return {
         "strength": e.facets["strength"],
-        "sigma": e.facets["sigma"],
+        "sigma": e.facets.get("sigma"),
         "steps": e.facets["steps"],
         "value": e.value,
         "lo": e.lo,

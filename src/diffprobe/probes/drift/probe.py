@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -117,11 +117,18 @@ class Drift:
             return cls(count=100, prompt_sets=("null", "copy", "identity", "empty", "caption"), strengths=(0.1, 0.2, 0.3, 0.4, 0.6, 0.8))
         return cls(count=10_000, prompt_sets=("null",), strengths=(0.4,), keep_images=64)
 
+    def suited(self, model: Model) -> Drift:
+        """This probe without what the model has no axis for: one strength, 1, where its pipeline ignores strength."""
+        return self if model.editor is None or model.editor.strength_axis else replace(self, strengths=(1.0,))
+
     def check(self, model: Model) -> None:
         """Raise UserError where this model cannot be asked: no strength axis, or a strength that runs no step by its own rule."""
         assert model.editor is not None
-        if not model.editor.strength_axis:
-            raise UserError(f"{model.name} has no strength axis (its pipeline ignores `strength`): drop the drift probe for it")
+        if not model.editor.strength_axis and self.strengths != (1.0,):
+            raise UserError(
+                f"{model.name} has no strength axis (its pipeline ignores `strength` and starts from pure noise), so a sweep would measure "
+                "one level many times: set strengths to [1.0], or drop the drift probe for it"
+            )
         for strength in self.strengths:
             for steps in self.num_inference_steps[: 1 if self.equal_start else None]:
                 if model.editor.level(strength, steps).steps < 1:

@@ -39,12 +39,15 @@ class Slice:
         return np.asarray(table.reindex(columns=self.levels.index), np.float64)
 
     def facets(self, strength: float) -> dict[str, str | float | int]:
-        level = self.levels.loc[strength]
-        return {**self.setting, "strength": strength, "steps": int(level["steps"]), "sigma": float(level["sigma"])}
+        """Where the edits at a strength started; a start from pure noise (a flow's strength 1) has no noise-to-signal ratio."""
+        level, sigma = self.levels.loc[strength], float(self.levels.loc[strength, "sigma"])
+        return {**self.setting, "strength": strength, "steps": int(level["steps"])} | ({"sigma": sigma} if np.isfinite(sigma) else {})
 
-    @property
-    def kernel(self) -> Levels:
-        return Levels(*(self.levels[name].to_numpy(np.float64) for name in ("strength", "steps", "alpha", "sigma")))
+    def kernel(self, metric: str) -> tuple[Levels, Array]:
+        """The levels that a law can be fitted to, which pure noise is not, and the metric there, [images, levels]."""
+        fit = np.isfinite(self.levels["sigma"].to_numpy(np.float64))
+        columns = (self.levels[name].to_numpy(np.float64)[fit] for name in ("strength", "steps", "alpha", "sigma"))
+        return Levels(*columns), self.matrix(metric)[:, fit]
 
 
 @dataclass(frozen=True)

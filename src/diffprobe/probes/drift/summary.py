@@ -40,7 +40,7 @@ def summarise(asked: Asked, records: Records) -> Findings:
     parts = tuple(slices(asked, edits))
     metrics = tuple(UNITS) + tuple(name for name in map(str, edits) if name.startswith(("cosine:", "text_after:", "text_before:")))
     main = parts[0]
-    selection = select_law(main.kernel, main.matrix("mse"), level=asked.level)
+    selection = select_law(*main.kernel("mse"), level=asked.level)
     summary = Summary(
         asked,
         parts,
@@ -122,7 +122,7 @@ def _laws(slices: Sequence[Slice], metrics: Sequence[str], selection: Selection,
     """Every hypothesis fitted to the mean squared error and to each embedding's distance, in every setting."""
     for part in slices:
         for metric in ("mse", *(name for name in metrics if name.startswith("cosine:"))):
-            found = selection if part is slices[0] and metric == "mse" else select_law(part.kernel, part.matrix(metric), level=level)
+            found = selection if part is slices[0] and metric == "mse" else select_law(*part.kernel(metric), level=level)
             for name, support in found.support.items():
                 facets = {**part.setting, "metric": metric, "law": name}
                 for quantity in ("k", "c", "r2"):
