@@ -11,21 +11,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.pipelines import save_sd, save_sd3, save_sdxl
+from tests import pipelines as tiny
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a tiny pipeline of a real class, by family: sd, sdxl or sd3; made when it is first asked for."""
+    """The folder of a tiny pipeline of a real class, by family: sd, sdxl, sd3, flow, edm, edit, lora; made when first asked for."""
     root = tmp_path_factory.mktemp("pipelines")
-    makers = {"sd": save_sd, "sdxl": save_sdxl, "sd3": save_sd3}
 
     def folder(family: str) -> Path:
         path = root / family
         if not path.exists():
-            makers[family](path)
+            getattr(tiny, f"save_{family}")(path)
         return path
 
     return folder

@@ -8,26 +8,66 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from diffprobe.adapters.edm import ClassConditionalPipeline
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
 def save_sd(path: Path) -> None:
-    torch.manual_seed(0)
+    _stable(path, DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1))
+
+
+def save_flow(path: Path) -> None:
+    """A U-Net as a rectified flow, on a solver that steps flows; its betas mean nothing."""
+    _stable(
+        path,
+        DPMSolverMultistepScheduler(
+            **BETAS, use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction", solver_order=1, steps_offset=1
+        ),
+    )
+
+
+def save_edit(path: Path) -> None:
     scheduler = DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-    parts = {"vae": _vae(4), "unet": _unet(16), "text_encoder": CLIPTextModel(_text(16)), "tokenizer": tokenizer(path)}
-    StableDiffusionPipeline(
-        **parts, scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-    ).save_pretrained(path)
+    _stable(path, scheduler, StableDiffusionInstructPix2PixPipeline, in_channels=8)
+
+
+def save_edm(path: Path) -> None:
+    torch.manual_seed(0)
+    unet = _unet(16, encoder_hid_dim=2 * 3, encoder_hid_dim_type="text_proj")  # two tokens for each of three classes
+    scheduler = EDMEulerScheduler(sigma_data=0.5)
+    ClassConditionalPipeline(unet, _vae(4), scheduler, id2label={0: "red star", 1: "blue star", 2: ""}).save_pretrained(path)
+
+
+def save_lora(path: Path) -> None:
+    """Adapters for the U-Net of `save_sd`, far from zero, so that they change what it makes."""
+    torch.manual_seed(0)
+    unet = _unet(16)
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v", "conv1"], init_lora_weights=False)
+    unet.add_adapter(config)
+    layers = {key: value.contiguous() for key, value in get_peft_model_state_dict(unet).items()}
+    StableDiffusionPipeline.save_lora_weights(path, unet_lora_layers=layers)
+
+
+def _stable(path: Path, scheduler: Any, kind: type = StableDiffusionPipeline, **more: Any) -> None:
+    torch.manual_seed(0)
+    parts = {"vae": _vae(4), "unet": _unet(16, **more), "text_encoder": CLIPTextModel(_text(16)), "tokenizer": tokenizer(path)}
+    kind(**parts, scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False).save_pretrained(path)
 
 
 def save_sdxl(path: Path) -> None:

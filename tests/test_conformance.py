@@ -17,7 +17,8 @@ from diffprobe.probes.drift import Drift
 from diffprobe.runs.execute import Step, execute, plan
 from diffprobe.runs.store import Store
 
-MODELS = ("exact:gaussian", "exact:gmm", "exact:identity", "sd", "sdxl", "sd3")
+WORLDS = ("gaussian", "gmm", "identity", "hierarchical", "anisotropic@ve", "low-rank@flow", "relu")
+MODELS = (*(f"exact:{world}" for world in WORLDS), "sd", "sdxl", "sd3", "flow", "edm", "edit", "sd+lora")
 SMALL: dict[str, Probe] = {
     "drift": Drift(count=5, prompt_sets=("null",), strengths=(0.4,), num_inference_steps=(5,), guidance_scale=(3.0,))
 }
@@ -26,7 +27,7 @@ SMALL: dict[str, Probe] = {
 @pytest.fixture(scope="module", params=MODELS)
 def model(request: pytest.FixtureRequest, pipelines: Callable[[str], Path]) -> Model:
     name = str(request.param)
-    return load(name if name.startswith("exact:") else str(pipelines(name)))
+    return load(name if name.startswith("exact:") else "+".join(str(pipelines(part)) for part in name.split("+")))
 
 
 @pytest.fixture(params=sorted(PROBES))
@@ -67,20 +68,20 @@ def test_cells_are_plain_values(probe: Probe) -> None:
 
 
 def test_the_same_cell_gives_the_same_bits(model: Model, probe: Probe, tmp_path: Path) -> None:
-    steps = plan([probe])
+    steps = plan([probe.suited(model)])
     first, second = (run(steps, Rig(model, {}), tmp_path / name) for name in "ab")
     assert all(first[identity].equals(second[identity]) for identity in first)
 
 
 def test_batches_change_nothing_beyond_rounding(model: Model, probe: Probe, tmp_path: Path) -> None:
-    steps = plan([probe])
+    steps = plan([probe.suited(model)])
     one, many = (run(steps, Rig(model, {}, batch_size=size), tmp_path / str(size)) for size in (2, 16))
     close(one, many, 1e-4)
 
 
 def test_the_order_of_cells_changes_nothing(model: Model, probe: Probe, tmp_path: Path) -> None:
     """Another legal order, and a rig whose memory of neighbouring cells is empty."""
-    steps = plan([probe])
+    steps = plan([probe.suited(model)])
     first, rest = ([step for step in steps if bool(step.cell.inputs()) == later] for later in (False, True))
     turned = [*first, *rest[::-1]]
     forward, backward = run(steps, Rig(model, {}), tmp_path / "a"), run(turned, Rig(model, {}), tmp_path / "b")
@@ -88,7 +89,7 @@ def test_the_order_of_cells_changes_nothing(model: Model, probe: Probe, tmp_path
 
 
 def test_a_run_resumes_where_it_stopped(model: Model, probe: Probe, tmp_path: Path) -> None:
-    steps = plan([probe])
+    steps = plan([probe.suited(model)])
     whole, store = run(steps, Rig(model, {}), tmp_path / "whole"), Store(tmp_path / "parts")
     with store.writing():
         for part in (steps[: len(steps) // 2], steps):
@@ -97,7 +98,7 @@ def test_a_run_resumes_where_it_stopped(model: Model, probe: Probe, tmp_path: Pa
 
 
 def test_no_global_generator_is_read_or_moved(model: Model, probe: Probe, tmp_path: Path) -> None:
-    steps = plan([probe])
+    steps = plan([probe.suited(model)])
     records = []
     for name, seed in (("a", 1), ("b", 2)):
         torch.manual_seed(seed)

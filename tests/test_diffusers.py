@@ -1,5 +1,7 @@
 """The adapter against diffusers itself, on tiny pipelines of the real classes, saved and loaded from disk."""
 
+import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,8 +10,9 @@ import torch
 from diffusers import StableDiffusionImg2ImgPipeline
 
 from diffprobe import rng
-from diffprobe.adapters.diffusers import PipelineEditor
 from diffprobe.adapters.load import load
+from diffprobe.adapters.pipelines import PipelineEditor
+from diffprobe.adapters.weights import write_digests
 from diffprobe.errors import UserError
 from diffprobe.model import EditSettings, Model
 from diffprobe.paths import RectifiedFlow, VariancePreserving
@@ -30,14 +33,14 @@ def latents_of(model: Model, n: int = 2) -> torch.Tensor:
     return model.codec.encode(images)
 
 
-@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3"])
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flow", "edm"])
 def test_every_family_edits_and_generates_through_the_same_door(pipelines: Folder, family: str) -> None:
     model = load(str(pipelines(family)))
     assert {"editor", "codec", "path", "generator"} <= model.capabilities
     assert model.editor is not None
     assert model.generator is not None
     latents = latents_of(model)
-    edited = model.editor.edit(latents, ["a", "b"], [1, 2], EditSettings(0.4, 15, 5.0))
+    edited = model.editor.edit(latents, ["a red star", "b"], [1, 2], EditSettings(0.4, 15, 5.0))
     assert edited.images.shape == (2, 3, 32, 32)
     assert edited.latents is not None
     assert edited.latents.shape == latents.shape
@@ -153,7 +156,11 @@ def test_what_cannot_be_loaded_is_one_line_that_names_the_fix(pipelines: Folder,
     odd = tmp_path / "odd"
     odd.mkdir()
     (odd / "model_index.json").write_text('{"_class_name": "WuerstchenPipeline"}')
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "model_index.json").write_text('{"_class_name": "Stable')
     cases = {
+        str(broken): r"model_index.json is damaged \(.*fetch it again",
         "no-such-folder": "no model 'no-such-folder': give 'embedded'",
         "owner/absent": "the hub did not give it .*hf download owner/absent",
         str(tmp_path / "empty"): "holds no model_index.json",
@@ -166,19 +173,34 @@ def test_what_cannot_be_loaded_is_one_line_that_names_the_fix(pipelines: Folder,
 
 
 def test_a_damaged_weight_file_is_named(pipelines: Folder, tmp_path: Path) -> None:
-    import shutil
-
     folder = tmp_path / "damaged"
     shutil.copytree(pipelines("sd"), folder)
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"cannot load the pipeline in .*damaged"):
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    with pytest.raises(UserError, match=rf"unet/diffusion_pytorch_model.safetensors is truncated or damaged .*1000 bytes, sha256:{digest}"):
+        load(str(folder))
+
+
+def test_a_changed_weight_file_is_named_where_the_sums_are_known(pipelines: Folder, tmp_path: Path) -> None:
+    """One flipped byte that safetensors does not notice."""
+    folder = tmp_path / "changed"
+    shutil.copytree(pipelines("sd"), folder)
+    write_digests(folder)
+    load(str(folder))
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    digest = hashlib.sha256(bytes(content)).hexdigest()
+    with pytest.raises(UserError, match=rf"diffusion_pytorch_model.safetensors \(sha256:{digest}\) is not the file that SHA256SUMS names"):
+        load(str(folder))
+    weights.unlink()
+    with pytest.raises(UserError, match=r"diffusion_pytorch_model.safetensors \(missing\)"):
         load(str(folder))
 
 
 def test_pickled_weights_are_never_read(pipelines: Folder, tmp_path: Path) -> None:
-    import shutil
-
     folder = tmp_path / "pickled"
     shutil.copytree(pipelines("sd"), folder)
     for file in folder.rglob("*.safetensors"):
@@ -192,5 +214,7 @@ def test_an_unknown_device_or_dtype_is_refused(pipelines: Folder) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="not available here: use --device cpu"):
             load(str(pipelines("sd")), device="cuda")
+    with pytest.raises(UserError, match="unknown device 'cdua': use cpu"):
+        load(str(pipelines("sd")), device="cdua")
     with pytest.raises(UserError, match="unknown dtype"):
         load(str(pipelines("sd")), torch_dtype="float8")  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import pytest
 from diffprobe.doctor import Finding, examine
 
 COMMAND = [sys.executable, "-c", "from diffprobe.cli import main; main()", "doctor"]
-LOOKED_AT = ("python", "diffprobe", "torch", "diffusers", "transformers", "torchvision", "device", "hub cache", "disk", "embedded model")
+LOOKED_AT = ("python", "diffprobe", "torch", "diffusers", "transformers", "torchvision", "device", "hub cache", "disk", "embedded models")
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def findings() -> dict[str, Finding]:
 def test_it_looks_at_what_a_run_needs(findings: dict[str, Finding]) -> None:
     assert set(LOOKED_AT) <= findings.keys()
     assert findings["python"].told == sys.version.split()[0]
-    assert findings["embedded model"].told.startswith("sha256:")
+    assert findings["embedded models"].told.startswith("6 of 6 here")
     assert "offline (HF_HUB_OFFLINE)" in findings["hub cache"].told
     assert all(finding.well for name, finding in findings.items() if name not in ("disk", "torchvision"))
 
@@ -55,4 +55,4 @@ def test_a_torchvision_that_does_not_match_is_told_by_name_with_its_remedy(tmp_p
     assert "does not match torch" in bad
     assert "pip uninstall torchvision" in bad
     assert bad.endswith("(RuntimeError: operator torchvision::nms does not exist)")
-    assert [line[5:].partition(":")[0] for line in lines][-1] == "embedded model", "it goes on to the end"
+    assert [line[5:].partition(":")[0] for line in lines][-1] == "embedded models", "it goes on to the end"

@@ -70,9 +70,14 @@ def load() -> Classifier:
 def accuracy(model: Classifier, images: Tensor, labels: Tensor) -> dict[str, float]:
     """Share of right answers by attribute; uint8 images, labels in the order of HEADS."""
     asked = _asked(labels)
-    guesses = [torch.stack([row.argmax(1) for row in model(floats(part))], 1) for part in images.split(250)]
-    right = torch.cat(guesses) == asked
+    right = answers(model, images) == asked
     return {head: float(right[asked[:, i] >= 0, i].float().mean()) for i, head in enumerate(HEADS)}
+
+
+@torch.no_grad()
+def answers(model: Classifier, images: Tensor) -> Tensor:
+    """What the judge sees in uint8 images: labels [n, heads] in the order of HEADS."""
+    return torch.cat([torch.stack([row.argmax(1) for row in model(floats(part))], 1) for part in images.split(50)])
 
 
 def _asked(labels: Tensor) -> Tensor:

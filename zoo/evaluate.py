@@ -1,107 +1,186 @@
-"""`python -m zoo.evaluate`: what the embedded model reaches, by the world's own judge; writes the model card and a sheet of samples."""
+"""`python -m zoo.evaluate MEMBER`: what a member of the family reaches, by the world's own judge; writes its card, numbers and samples."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from diffprobe.adapters.embedded import folder, load_embedded, load_embedded_clip
+from diffprobe import rng
+from diffprobe.adapters.embedded import MEMBERS, folder, load_embedded_clip, load_member
+from diffprobe.adapters.pipelines import InstructEditor
 from diffprobe.adapters.weights import LoadOptions
+from diffprobe.measures.sets import frechet_distance, frechet_limit
 from diffprobe.measures.similarity import psnr
-from diffprobe.model import Model
-from zoo import classifier
-from zoo.data import HEADS, HELD_OUT, Pool, pool
+from diffprobe.model import EditSettings, Model
+from zoo import cards, classifier
+from zoo.data import HEADS, HELD_OUT, Pool, edit_pool, pool
+from zoo.lora import pastel
 
-STEPS, BATCH = 50, 25
-CARD = """---
-license: apache-2.0
-library_name: diffusers
-pipeline_tag: text-to-image
----
-
-# embedded
-
-The model that ships with diffprobe: a text-conditioned latent diffusion model of 64 x 64 scenes, small enough for a laptop's processor and
-trained on a world whose every attribute is known (`diffprobe.worlds`). It exists so that every probe has something real to look at
-with no download; its pictures are of no other use.
-
-| part | class | parameters |
-|---|---|---|
-{parts}
-
-Scheduler: DDIM with Stable Diffusion 1.5's noise levels, leading spacing, offset 1. Weights are float16 on disk; load, then cast.
-Trained by `python -m zoo.train`, in this order: clip, autoencoder, unet, on {threads}.
-
-## What it reaches
-
-Measured by `python -m zoo.evaluate` on held-out scenes, {steps} steps, {samples} samples a row; shares with a 95 % Wilson interval.
-The judge is the world's attribute classifier (`zoo/classifier.py`), which never saw these scenes.
-
-| | {heads} |
-|---|{rule}|
-{rows}
-
-- autoencoder: PSNR {psnr:.2f} dB, mean over {held} held-out scenes
-- CLIP picks the right caption out of 100 for {clip:.1%} of {held} held-out scenes
-- {limits}
-"""
+STEPS, BATCH, HELD = 50, 32, 1000
+SCALES = (1.0, 1.5, 2.0, 3.0, 5.0, 9.0)
+Numbers = dict[str, Any]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m zoo.evaluate", description=__doc__)
-    parser.add_argument("--samples", type=int, default=200)
-    parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 5.0], help="guidance scales; the card needs 5")
+    parser.add_argument("member", choices=MEMBERS)
+    parser.add_argument("--samples", type=int, choices=range(260, 441), default=300, metavar="N", help="a row of the card, 260 to 440")
+    parser.add_argument("--scales", type=float, nargs="+", default=SCALES, help="guidance scales")
     parser.add_argument("--work", type=Path, default=Path("zoo/work"))
-    parser.add_argument("--sheet", type=Path, default=Path("zoo/embedded.png"))
-    parser.add_argument("--trained", default="two CPU cores in about 100 minutes (30 + 32 + 70, the first two side by side)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", help="float32 on a processor and bfloat16 on an accelerator unless said")
     given = parser.parse_args()
-    model, held, judge = load_embedded(LoadOptions()), pool(1000, HELD_OUT, given.work), classifier.load()
-    coloured = [i for i in range(1000) if held.labels[i, list(HEADS).index("tone")] == 0][: given.samples]
-    labels, prompts = held.labels[coloured], [held.full[i] for i in coloured]
-    rebuilt = _rebuilt(model, held)
-    results: dict[str, dict[str, float]] = {
-        "originals": classifier.accuracy(judge, held.images, held.labels),
-        "autoencoder's reconstructions": classifier.accuracy(judge, rebuilt, held.labels),
-    }
-    for scale in given.scales:
-        images = _samples(model, prompts, scale)
-        results[f"samples at guidance {scale:g}"] = classifier.accuracy(judge, images, labels)
-        print(scale, results[f"samples at guidance {scale:g}"], flush=True)
-        if scale == 5.0:
-            _sheet(images[:96], given.sheet)
-    noise = psnr(held.images.float() / 255, rebuilt.float() / 255)
-    numbers = {"results": results, "psnr": float(noise.mean()), "one_of_100": _retrieval(held), "samples": len(coloured)}
-    given.sheet.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n")
-    (folder() / "README.md").write_text(_card(model, numbers, given.trained))
+    model = load_member(given.member, LoadOptions(device=given.device, dtype=given.dtype))
+    measure = MEASURES.get(given.member, text)
+    numbers, sheet = measure(model, pool(HELD, HELD_OUT, given.work), given)
+    numbers |= {"steps": STEPS, "samples": given.samples, "dtype": model.identity["dtype"]}
+    place = folder(given.member)
+    (place / "evaluation.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    _sheet(sheet, place / "samples.png")
+    (place / "README.md").write_text(cards.card(given.member, model, numbers))
     print(json.dumps(numbers, indent=1))
+
+
+def text(model: Model, held: Pool, given: argparse.Namespace) -> tuple[Numbers, Tensor]:
+    """A text model: attributes and Frechet distance by guidance scale, beside the originals and their reconstructions."""
+    judge, rebuilt = classifier.load(), _rebuilt(model, held)
+    rows: Numbers = {
+        "originals": classifier.accuracy(judge, held.images, held.labels),
+        "reconstructions": classifier.accuracy(judge, rebuilt, held.labels),
+    }
+    labels, prompts = _asked(held, given.samples)
+    distances, sheet = {}, torch.empty(0)
+    for scale in given.scales:
+        images = _generate(model, prompts, scale)
+        rows[f"guidance {scale:g}"] = classifier.accuracy(judge, images, labels)
+        distances[f"{scale:g}"] = _distance(images, held)
+        print(scale, rows[f"guidance {scale:g}"], distances[f"{scale:g}"], flush=True)
+        sheet = images[:48] if scale == 5 or not len(sheet) else sheet
+    noise = psnr(held.images.float() / 255, rebuilt.float() / 255)
+    found = {"rows": rows, "frechet": distances, "frechet_of_scenes": _distance(held.images[_coloured(held)[1]][: given.samples], held)}
+    return {**found, "psnr": float(noise.mean()), "one_of_100": _retrieval(held)}, sheet
+
+
+def classes(model: Model, held: Pool, given: argparse.Namespace) -> tuple[Numbers, Tensor]:
+    """The class-conditional model: is what was asked for there, and how far is the set from the scenes?"""
+    judge = classifier.load()
+    labels, prompts = _asked(held, given.samples)
+    rows, distances, sheet = {}, {}, torch.empty(0)
+    for scale in given.scales:
+        images = _generate(model, prompts, scale)
+        found = classifier.accuracy(judge, images, labels)
+        rows[f"guidance {scale:g}"] = {head: found[head] for head in ("shape", "colour")}
+        distances[f"{scale:g}"] = _distance(images, held)
+        print(scale, rows[f"guidance {scale:g}"], distances[f"{scale:g}"], flush=True)
+        sheet = images[:48] if scale == 2 or not len(sheet) else sheet
+    free = _generate(model, [""] * given.samples, 1.0)
+    return {"rows": rows, "frechet": distances, "frechet_without_class": _distance(free, held)}, sheet
+
+
+def edits(model: Model, held: Pool, given: argparse.Namespace) -> tuple[Numbers, Tensor]:
+    """The edit model: is the instruction followed, and the rest left alone? Measured on scenes in colour, at guidance 5 and 1.5."""
+    assert isinstance(model.editor, InstructEditor)
+    assert model.codec is not None
+    judge, after = classifier.load(), edit_pool(HELD, HELD_OUT, given.work)
+    heads, rows = list(HEADS), [i for half in _coloured(held) for i in half][: given.samples]
+    made = []
+    for start in range(0, len(rows), BATCH):
+        batch = rows[start : start + BATCH]
+        latents = model.codec.encode(held.images[batch].float() / 255)
+        told = [after.instructions[i] for i in batch]
+        made.append(model.editor.edit(latents, told, batch, EditSettings(1.0, STEPS, 5.0)).images.detach().cpu())
+    images = _bytes(torch.cat(made))
+    right = classifier.answers(judge, images) == after.labels[rows]
+    numbers: Numbers = {"kinds": {}}
+    for kind in dict.fromkeys(after.kinds[i] for i in rows):
+        chosen = torch.tensor([after.kinds[i] == kind for i in rows])
+        others = [h for h, head in enumerate(heads) if head != kind and not (kind == "tone" and head in ("colour", "background"))]
+        wanted = after.images[torch.tensor(rows)[chosen]].float() / 255
+        numbers["kinds"][kind] = {
+            "n": int(chosen.sum()),
+            "followed": None if kind == "none" else float(right[chosen][:, heads.index(kind)].float().mean()),
+            "rest": float(right[chosen][:, others].float().mean()),
+            "psnr": float(psnr(wanted, images[chosen].float() / 255).mean()),
+        }
+    changed = torch.tensor([after.kinds[i] != "none" for i in rows])
+    asked = torch.tensor([heads.index(after.kinds[i]) if after.kinds[i] != "none" else 0 for i in rows])
+    numbers["followed"] = float(right.gather(1, asked[:, None])[changed].float().mean())
+    pairs = torch.cat([held.images[rows], images], dim=2)  # before above after
+    return numbers, pairs[:36]
+
+
+def style(model: Model, held: Pool, given: argparse.Namespace) -> tuple[Numbers, Tensor]:
+    """The LoRA: lightness and saturation of its samples beside those of the style, of the plain scenes and of the base."""
+    labels, prompts = _asked(held, given.samples)
+    plain = held.images[: given.samples].float() / 255
+    base = _generate(load_member("embedded", LoadOptions(given.device, given.dtype)), prompts, 5.0)
+    images = _generate(model, prompts, 5.0)
+    sets = {"scenes": plain, "scenes in the style": pastel(plain), "base": base / 255, "this model": images / 255}
+    rows = {name: {"lightness": float(x.mean()), "saturation": float((x.amax(1) - x.amin(1)).mean())} for name, x in sets.items()}
+    return {"rows": rows, "attributes": classifier.accuracy(classifier.load(), images, labels)}, images[:48]
+
+
+MEASURES: dict[str, Callable[[Model, Pool, argparse.Namespace], tuple[Numbers, Tensor]]] = {
+    "embedded-edm": classes,
+    "embedded-edit": edits,
+    "embedded-pastel": style,
+}
+
+
+def _coloured(held: Pool) -> tuple[list[int], list[int]]:
+    """The held-out scenes in colour: those of the first half, which samples are compared with, and those of the second."""
+    rows = [i for i in range(HELD) if held.labels[i, list(HEADS).index("tone")] == 0]
+    return [i for i in rows if i < HELD // 2], [i for i in rows if i >= HELD // 2]
+
+
+def _asked(held: Pool, n: int) -> tuple[Tensor, list[str]]:
+    """What samples are asked for: labels and full captions of the first n of the second half."""
+    rows = _coloured(held)[1][:n]
+    return held.labels[rows], [held.full[i] for i in rows]
 
 
 def _rebuilt(model: Model, held: Pool) -> Tensor:
     assert model.codec is not None
     with torch.no_grad():
-        parts = [model.codec.decode(model.codec.encode(part.float() / 255)) for part in held.images.split(100)]
+        parts = [model.codec.decode(model.codec.encode(part.float() / 255)).cpu() for part in held.images.split(BATCH)]
     return _bytes(torch.cat(parts))
 
 
-def _samples(model: Model, prompts: list[str], scale: float) -> Tensor:
+def _generate(model: Model, prompts: Sequence[str], scale: float) -> Tensor:
     assert model.generator is not None
     parts = []
     for start in range(0, len(prompts), BATCH):
         batch = prompts[start : start + BATCH]
-        parts.append(model.generator.generate(batch, range(start, start + len(batch)), STEPS, scale))
+        parts.append(model.generator.generate(batch, range(start, start + len(batch)), STEPS, scale).cpu())
     return _bytes(torch.cat(parts))
 
 
+def _distance(images: Tensor, held: Pool, resamples: int = 100) -> dict[str, float]:
+    """To the reference scenes in the small CLIP's space: of so many samples, extrapolated to infinitely many, and its standard error."""
+    clip = load_embedded_clip(LoadOptions(device="cpu"))
+    ours, theirs = (_features(clip, part) for part in (images, held.images[_coloured(held)[0]]))
+    draws = [rng.stream("zoo.distance", i).integers(len(ours), size=len(ours)) for i in range(resamples)]
+    spread = float(np.std([frechet_distance(ours[rows], theirs) for rows in draws], ddof=1))
+    return {"n": len(ours), "distance": frechet_distance(ours, theirs), "limit": frechet_limit(ours, theirs), "se": spread}
+
+
+def _features(clip: Callable[[Tensor], Tensor], images: Tensor) -> Any:
+    return torch.cat([clip(part.float() / 255) for part in images.split(100)]).double().numpy()
+
+
 def _retrieval(held: Pool) -> float:
-    clip = load_embedded_clip(LoadOptions())
+    clip = load_embedded_clip(LoadOptions(device="cpu"))
     images = torch.nn.functional.normalize(clip(held.images.float() / 255), dim=1)
     texts = torch.nn.functional.normalize(clip.embed_text(held.captions), dim=1)
-    hits = [(images[i : i + 100] @ texts[i : i + 100].T).argmax(1) == torch.arange(100) for i in range(0, 1000, 100)]
+    hits = [(images[i : i + 100] @ texts[i : i + 100].T).argmax(1) == torch.arange(100) for i in range(0, HELD, 100)]
     return float(torch.cat(hits).float().mean())
 
 
@@ -110,37 +189,8 @@ def _bytes(images: Tensor) -> Tensor:
 
 
 def _sheet(images: Tensor, path: Path, columns: int = 12) -> None:
-    rows = [torch.cat(list(images[i : i + columns]), dim=2) for i in range(0, len(images), columns)]
-    Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy()).resize((columns * 96, len(rows) * 96), 0).save(path, optimize=True)
-
-
-def _wilson(share: float, n: int, z: float = 1.96) -> str:
-    middle, wide = (share + z**2 / (2 * n)) / (1 + z**2 / n), z * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5 / (1 + z**2 / n)
-    return f"{share:.3f} ({middle - wide:.2f} to {middle + wide:.2f})"
-
-
-def _card(model: Model, numbers: dict, trained: str) -> str:  # type: ignore[type-arg]
-    pipe = model.editor.pipe  # type: ignore[union-attr]
-    parts = {"autoencoder": pipe.vae, "denoiser": pipe.unet, "text encoder": pipe.text_encoder}
-    rows = []
-    for name, shares in numbers["results"].items():
-        n = numbers["samples"] if name.startswith("samples") else 1000
-        rows.append(f"| {name} | " + " | ".join(_wilson(shares[head], n) for head in HEADS) + " |")
-    at_five = numbers["results"]["samples at guidance 5"]
-    weakest = min(HEADS, key=lambda head: at_five[head])
-    return CARD.format(
-        parts="\n".join(f"| {name} | {type(part).__name__} | {part.num_parameters() / 1e6:.2f} M |" for name, part in parts.items()),
-        threads=trained,
-        steps=STEPS,
-        samples=numbers["samples"],
-        held=1000,
-        heads=" | ".join(HEADS),
-        rule="|".join("---" for _ in HEADS),
-        rows="\n".join(rows),
-        psnr=numbers["psnr"],
-        clip=numbers["one_of_100"],
-        limits=f"its weakest attribute at guidance 5 is {weakest}: right in {at_five[weakest]:.0%} of samples",
-    )
+    rows = [torch.cat(list(images[i : i + columns]), dim=2) for i in range(0, len(images) - len(images) % columns, columns)]
+    Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).contiguous().numpy()).save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,34 @@ class Task:
     flat: float = 0.3  # share of the time at full rate, before the cosine
 
 
+@dataclass(frozen=True)
+class Job:
+    """A member of the family to be trained. `shared` holds the autoencoder, the CLIP and the base, `target` receives the member.
+
+    `go_on`: begin with the weights that lie in `target`, where a checkpoint is gone. `batch` is that of one process.
+    """
+
+    name: str
+    minutes: float
+    work: Path
+    shared: Path
+    target: Path
+    go_on: bool = False
+    batch: int = 64
+    device: str = "cpu"
+
+
+def together(processes: int, work: Path, train: Callable[[Job], None], job: Job) -> None:
+    """Run `train(job)` in several one-thread processes that share gradients in `fit`; `is_first` is true in one of them."""
+    meeting = (work / f"meeting-{job.name}").absolute()
+    meeting.unlink(missing_ok=True)
+    spawn(_join, (processes, f"file://{meeting}", train, job), nprocs=processes)
+
+
+def is_first() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
 def fit(task: Task, minutes: float, work: Path, checkpoint_s: float = 120.0) -> nn.Module:
     """Train `task.module` until `minutes` of training time are used up; return the averaged weights.
 
@@ -43,7 +72,7 @@ def fit(task: Task, minutes: float, work: Path, checkpoint_s: float = 120.0) -> 
     optimiser = torch.optim.AdamW(task.module.parameters(), lr=task.learning_rate, betas=(0.9, 0.99), weight_decay=task.weight_decay)
     step, used = 0, 0.0
     if path.exists():
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location=next(task.module.parameters()).device)
         task.module.load_state_dict(state["module"])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
@@ -72,6 +101,14 @@ def fit(task: Task, minutes: float, work: Path, checkpoint_s: float = 120.0) -> 
         _save({**state, "step": step, "used": minutes * 60}, path)
         _log(log, {"step": step, "minutes": minutes, "loss": running, **task.validate(average)})
     return average
+
+
+def _join(rank: int, processes: int, meeting: str, train: Callable[[Job], None], job: Job) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
+    train(job)
+    dist.destroy_process_group()
 
 
 def _fractions(minutes: float, started: float) -> Iterator[float]:

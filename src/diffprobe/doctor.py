@@ -79,10 +79,21 @@ def _disk() -> Finding:
 
 
 def _embedded() -> Finding:
-    from diffprobe.adapters.embedded import folder
-    from diffprobe.adapters.weights import digest_folder
+    from diffprobe.adapters.embedded import MEMBERS, folder
+    from diffprobe.adapters.weights import check_digests
 
-    try:
-        return Finding("embedded model", digest_folder(folder()))
-    except UserError as error:
-        return Finding("embedded model", str(error), well=False)
+    absent = []
+    for name in MEMBERS:
+        try:
+            place = folder(name)
+        except UserError as error:
+            if name == "embedded":
+                return Finding("embedded models", str(error), well=False)
+            absent.append(name)
+            continue
+        try:
+            check_digests(place)
+        except UserError as error:
+            return Finding("embedded models", str(error), well=False)
+    there = f"{len(MEMBERS) - len(absent)} of {len(MEMBERS)} here, their files as shipped"
+    return Finding("embedded models", there + (f"; absent: {', '.join(absent)} (pip install ./models in a clone)" if absent else ""))

@@ -149,12 +149,14 @@ class VarianceExploding:
 class RectifiedFlow:
     """alpha = 1 - t, sigma = t, t from 0 (data) to 1 (noise).
 
-    Levels are those of diffusers' FlowMatchEulerDiscreteScheduler without dynamic shifting: equally spaced from 1 to the shifted
-    1/train_steps, then shifted, t' = shift t/(1 + (shift - 1) t). (So its last level is shifted twice.)
+    Levels are shifted, t' = shift t/(1 + (shift - 1) t), as diffusers spaces them: "euler" (FlowMatchEulerDiscreteScheduler without
+    dynamic shifting) shifts equal steps from 1 to the shifted 1/train_steps (so its last level is shifted twice); "solver" (the
+    solvers with `use_flow_sigmas`) shifts equal steps from 1 - 1/train_steps to data, which is left out.
     """
 
     shift: float = 1.0
     train_steps: int = 1000
+    spacing: Literal["euler", "solver"] = "euler"
     end: ClassVar[float] = 0.0
 
     def alpha(self, t: Time) -> Tensor:
@@ -171,6 +173,8 @@ class RectifiedFlow:
 
     def levels(self, n: int) -> tuple[float, ...]:
         _check_count(n)
+        if self.spacing == "solver":
+            return tuple(self._shifted(t) for t in np.linspace(1 - 1 / self.train_steps, 0, n + 1)[:-1].tolist())
         return tuple(self._shifted(t) for t in np.linspace(1, self._shifted(1 / self.train_steps), n).tolist())
 
     def _shifted(self, t: float) -> float:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from diffprobe.adapters.catalogue import Entry
 from diffprobe.measures.stats import Estimate
 from diffprobe.probes.base import Cost
 from diffprobe.runs.execute import Progress, Step, remaining
@@ -68,6 +69,16 @@ def show_numbers(out: Console, run: Run) -> None:
     for findings in run.findings.values():
         for verdict in findings.verdicts:
             out.print(f"- {verdict}")
+
+
+def show_models(out: Console, entries: Sequence[Entry]) -> None:
+    """The models by name: what they are and can do, how large they are and where they lie, or how to get them."""
+    for entry in entries:
+        size = "" if entry.megabytes is None else f", {entry.megabytes:.0f} MB"
+        out.print(f"{entry.name}  ({entry.does}{size})", style="bold", markup=False)
+        out.print(f"    {entry.told}", markup=False)
+        if entry.place or entry.missing:
+            out.print(f"    {entry.place or entry.missing}", soft_wrap=True, markup=False)
 
 
 def _lines(out: Console) -> Callable[[Progress], None]:

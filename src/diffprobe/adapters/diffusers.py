@@ -1,185 +1,149 @@
-"""Diffusers pipelines: Stable Diffusion 1.x/2.x, SDXL and SD3 through one door, the deployed pipeline itself."""
+"""Saved diffusers pipelines as models: one door for every family, and LoRA weights on top."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from diffprobe import rng
-from diffprobe.adapters.weights import LoadOptions, digest_folder, quiet, resolve
+from diffprobe.adapters.denoisers import EdmDenoiser, UNetDenoiser
+from diffprobe.adapters.pipelines import InstructEditor, PipelineEditor, PipelineGenerator, VaeCodec
+from diffprobe.adapters.weights import LoadOptions, check_digests, damage, digest_folder, quiet, resolve
 from diffprobe.errors import UserError
-from diffprobe.model import Edited, EditSettings, Level, Model
-from diffprobe.paths import NoisePath, RectifiedFlow, VariancePreserving
+from diffprobe.model import Model
+from diffprobe.paths import NoisePath, RectifiedFlow, VarianceExploding, VariancePreserving
 
-#: Families that this adapter knows; a folder saved from either class of one will do.
-FAMILIES = ("StableDiffusion", "StableDiffusionXL", "StableDiffusion3")
-
-
-@dataclass(frozen=True, eq=False)
-class VaeCodec:
-    """An AutoencoderKL in float32: the posterior's mean, shifted and scaled as the denoiser wants it."""
-
-    vae: Any
-    device: torch.device
-
-    def encode(self, images: Tensor) -> Tensor:
-        with torch.no_grad():
-            mean = self.vae.encode(images.to(self.device) * 2 - 1).latent_dist.mean
-        latents: Tensor = (mean - self._shift) * self.vae.config.scaling_factor
-        return latents
-
-    def decode(self, latents: Tensor) -> Tensor:
-        raw = latents.to(self.device) / self.vae.config.scaling_factor + self._shift
-        images: Tensor = self.vae.decode(raw).sample / 2 + 0.5
-        return images
-
-    @property
-    def _shift(self) -> float:
-        return getattr(self.vae.config, "shift_factor", None) or 0.0
+LORA_FILE = "pytorch_lora_weights.safetensors"
+ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
-@dataclass(frozen=True, eq=False)
-class PipelineEditor:
-    """A deployed image-to-image pipeline. It gets latents in place of images, so that it need not encode them again."""
+@dataclass(frozen=True)
+class Family:
+    """The classes of a family: which one generates, which one edits, and how that one begins."""
 
-    pipe: Any
-    codec: VaeCodec
-    size: int
-    strength_axis: bool = True
-
-    def level(self, strength: float, num_inference_steps: int) -> Level:
-        """Where the pipeline would start, asked of its own timestep rule and of its scheduler's own noising."""
-        scheduler = self.pipe.scheduler
-        scheduler.set_timesteps(num_inference_steps)
-        times, executed = self.pipe.get_timesteps(num_inference_steps, strength, self.pipe.device)
-        if executed < 1 or len(times) == 0:
-            return Level(0, None, 1.0, 0.0)
-        one, zero, first = torch.ones(1, 1), torch.zeros(1, 1), times[:1].cpu()
-        alpha = float(_noised(scheduler, one, zero, first))
-        sigma = float(_noised(scheduler, zero, one, first)) / alpha if alpha > 0 else float("inf")
-        if hasattr(scheduler.config, "beta_schedule"):  # Euler and its kin rescale a variance-preserving path to alpha 1
-            alpha = (1 + sigma**2) ** -0.5
-        return Level(int(executed), float(times[0]), alpha, sigma)
-
-    def edit(self, latents: Tensor, prompts: Sequence[str], seeds: Sequence[int], settings: EditSettings) -> Edited:
-        level = self.level(settings.strength, settings.num_inference_steps)
-        if level.steps == 0:
-            raise UserError(f"strength {settings.strength} runs no step of {settings.num_inference_steps}: raise either")
-        with torch.no_grad():
-            result = self.pipe(
-                prompt=list(prompts),
-                image=latents.to(self.pipe.device, self.pipe.dtype),
-                strength=settings.strength,
-                num_inference_steps=settings.num_inference_steps,
-                guidance_scale=settings.guidance_scale,
-                negative_prompt=[settings.negative_prompt] * len(prompts),
-                generator=rng.generators(seeds),
-                output_type="latent",
-                return_dict=False,
-            )[0]
-            edited = result.float()
-            images = self.codec.decode(edited)
-        return Edited(images, edited, level, bool(self.pipe.do_classifier_free_guidance))
+    generator: str | None
+    editor: str
+    begins: Literal["strength", "noise"] = "strength"
 
 
-@dataclass(frozen=True, eq=False)
-class PipelineGenerator:
-    """A deployed text-to-image pipeline: images [B, 3, H, W] in [0, 1]."""
-
-    pipe: Any
-
-    def generate(self, prompts: Sequence[str], seeds: Sequence[int], num_inference_steps: int, guidance_scale: float) -> Tensor:
-        with torch.no_grad():
-            images: Tensor = self.pipe(
-                prompt=list(prompts),
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
-                generator=rng.generators(seeds),
-                output_type="pt",
-                return_dict=False,
-            )[0]
-        return images.float()
+#: A folder saved from either class of a family will do.
+FAMILIES = {
+    "StableDiffusion": Family("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
+    "StableDiffusionXL": Family("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"),
+    "StableDiffusion3": Family("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline"),
+    "StableDiffusionInstructPix2Pix": Family(None, "StableDiffusionInstructPix2PixPipeline", begins="noise"),
+    "ClassConditional": Family("ClassConditionalPipeline", "ClassConditionalPipeline"),
+}
 
 
-@dataclass(frozen=True, eq=False)
-class UNetDenoiser:
-    """A U-Net that predicts eps, v or x_0, as D(x, t, cond) -> E[x_0 | x_t] on a variance-preserving path."""
+def load_pipeline(spec: str, options: LoadOptions, *, name: str | None = None, lora: str | None = None) -> Model:
+    """A folder written by `save_pretrained`, or a hub id, as a Model; `lora` is a folder or a hub id of LoRA weights on top of it.
 
-    unet: Any
-    path: VariancePreserving
-    prediction: str
-
-    def __call__(self, x: Tensor, t: Tensor | float, cond: Any = None) -> Tensor:
-        times = torch.as_tensor(t, dtype=torch.float32, device=x.device).expand(len(x))
-        raw = self.unet(x.to(self.unet.dtype), times, encoder_hidden_states=cond).sample.float()
-        shape = (-1, *[1] * (x.ndim - 1))
-        a = torch.as_tensor(self.path.alpha(times.cpu()), dtype=torch.float32).to(x.device).reshape(shape)
-        s = torch.as_tensor(self.path.sigma(times.cpu()), dtype=torch.float32).to(x.device).reshape(shape)
-        by_kind: dict[str, Callable[[], Tensor]] = {
-            "epsilon": lambda: (x - s * raw) / a,
-            "v_prediction": lambda: a * x - s * raw,
-            "sample": lambda: raw,
-        }
-        return by_kind[self.prediction]()
-
-
-def load_pipeline(spec: str, options: LoadOptions, name: str | None = None) -> Model:
-    """A folder written by `save_pretrained`, or a hub id, as a Model; raises UserError where it is not found or not known."""
-    import diffusers
-
+    The adapters are fused into the weights, so that the model costs what its base costs. Raises UserError where something is
+    not found, not known or damaged.
+    """
     folder, origin = resolve(spec, options.revision, options.local_files_only)
-    family, absent = _family(folder, spec)
+    kind, absent = _family(folder, spec)
+    check_digests(folder)
     device, dtype = options.place()
-    weights = digest_folder(folder)
-    try:
-        with quiet():
-            made = getattr(diffusers, f"{family}Pipeline").from_pretrained(
-                folder, dtype=dtype, variant=options.variant, use_safetensors=True, local_files_only=True, **absent
-            )
-            pipe = getattr(diffusers, f"{family}Img2ImgPipeline").from_pipe(made, torch_dtype=None)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        broken = "torchvision" in str(error)
-        remedy = "pip uninstall torchvision, which nothing here needs" if broken else "fetch it again or check its files"
-        raise UserError(f"cannot load the pipeline in {folder}: {_first_line(error)}; {remedy}", 4) from error
-    pipe.to(device)
+    identity = {**origin, "weights": digest_folder(folder), "family": kind, "dtype": str(dtype).removeprefix("torch.")}
+    loaded = dtype if lora is None else torch.float32  # a fused adapter may be smaller than half precision resolves
+    made, pipe = _pipelines(folder, FAMILIES[kind], {"dtype": loaded, "variant": options.variant, **absent})
+    if lora is not None:
+        identity |= _add_lora(pipe, lora, options)
+    with quiet():
+        pipe.to(device, dtype)
     if pipe.vae.dtype != torch.float32:  # half precision overflows in SDXL's decoder, and blurs what is to be measured in any
         with quiet():
             pipe.vae.to(torch.float32)
     for one in (made, pipe):
-        one.set_progress_bar_config(disable=True)
-    codec = VaeCodec(pipe.vae, device)
-    path = _path(pipe.scheduler)
-    denoiser, condition = None, None
-    if isinstance(path, VariancePreserving) and family == "StableDiffusion":
-        denoiser, condition = UNetDenoiser(pipe.unet, path, pipe.scheduler.config.prediction_type), _conditioner(pipe)
+        if one is not None:
+            one.set_progress_bar_config(disable=True)
+    path, codec = _path(pipe.scheduler), VaeCodec(pipe.vae, device)
     network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
-    return Model(
+    size = int(network.config.sample_size) * int(pipe.vae_scale_factor)
+    editor = (InstructEditor if FAMILIES[kind].begins == "noise" else PipelineEditor)(pipe, codec, path, size)
+    if isinstance(editor, InstructEditor):
+        identity["image_guidance_scale"] = str(editor.image_guidance_scale)
+    model = Model(
         name=name or Path(spec).name,
         path=path,
-        denoiser=denoiser,
         codec=codec,
-        condition=condition,
-        editor=PipelineEditor(pipe, codec, int(network.config.sample_size) * int(pipe.vae_scale_factor)),
-        generator=PipelineGenerator(made),
+        editor=editor,
+        generator=None if made is None else PipelineGenerator(made),
         device=str(device),
-        identity={**origin, "weights": weights, "family": family, "dtype": str(dtype).removeprefix("torch.")},
+        identity=identity,
     )
+    return _with_denoiser(model, kind, pipe)
 
 
-def _noised(scheduler: Any, x0: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-    """x_t by the scheduler's own rule; flow schedulers have another name and order for it."""
-    if hasattr(scheduler, "scale_noise"):
-        flowed: Tensor = scheduler.scale_noise(x0, times, noise)
-        return flowed
-    noisy: Tensor = scheduler.add_noise(x0, noise, times)
-    return noisy
+def _pipelines(folder: Path, family: Family, options: dict[str, Any]) -> tuple[Any, Any]:
+    """The pipeline that generates, if there is one, and the one that edits, on the same parts."""
+    import diffusers
+
+    from diffprobe.adapters.edm import ClassConditionalPipeline
+
+    def known(name: str) -> Any:
+        return ClassConditionalPipeline if name == "ClassConditionalPipeline" else getattr(diffusers, name)
+
+    try:
+        with quiet():
+            made = known(family.generator or family.editor).from_pretrained(folder, use_safetensors=True, local_files_only=True, **options)
+            if family.generator is None:
+                return None, made
+            return made, made if family.editor == family.generator else known(family.editor).from_pipe(made, torch_dtype=None)
+    except ERRORS as error:
+        found = damage(folder)
+        if found:
+            raise UserError(found, 4) from error
+        broken = "torchvision" in str(error)
+        remedy = "pip uninstall torchvision, which nothing here needs" if broken else "fetch it again or check its files"
+        raise UserError(f"cannot load the pipeline in {folder}: {_first_line(error)}; {remedy}", 4) from error
+
+
+def _add_lora(pipe: Any, spec: str, options: LoadOptions) -> dict[str, str]:
+    """Fuse LoRA weights into a pipeline; what identifies them."""
+    file = Path(spec) if spec.endswith(".safetensors") and Path(spec).is_file() else None
+    folder, origin = (file.parent, {"source": spec}) if file else resolve(spec, local_files_only=options.local_files_only)
+    check_digests(folder)
+    name = file.name if file else _lora_file(folder)
+    weights = digest_folder(folder)
+    try:
+        with quiet():
+            pipe.load_lora_weights(folder, weight_name=name, use_safetensors=True, local_files_only=True)
+            pipe.fuse_lora()
+            pipe.unload_lora_weights()
+    except (*ERRORS, AttributeError) as error:
+        if "PEFT" in str(error):
+            raise UserError("LoRA weights need the peft library: pip install 'diffprobe[lora]'", 4) from error
+        raise UserError(damage(folder) or f"cannot put the LoRA weights in {folder} on this pipeline: {_first_line(error)}", 4) from error
+    return {"lora": weights, **{f"lora_{key}": value for key, value in origin.items()}}
+
+
+def _lora_file(folder: Path) -> str:
+    """The file that a folder of LoRA weights means: the one of diffusers' name, or the only one."""
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    if LORA_FILE in names or len(names) == 1:
+        return LORA_FILE if LORA_FILE in names else names[0]
+    raise UserError(f"{folder} holds {len(names)} files that could be the LoRA weights: name one ({', '.join(names) or 'none is there'})")
+
+
+def _with_denoiser(model: Model, kind: str, pipe: Any) -> Model:
+    """The model with its network as a denoiser, where the network's calling convention is known."""
+    path = model.path
+    if kind == "ClassConditional" and isinstance(path, VarianceExploding) and pipe.scheduler.config.prediction_type == "epsilon":
+        denoiser = EdmDenoiser(pipe.unet, path, float(pipe.scheduler.config.sigma_data), pipe.labels[""], pipe.tokens)
+        return replace(model, denoiser=denoiser, condition=pipe.classes)
+    if kind == "StableDiffusion" and path is not None:
+        condition = _conditioner(pipe)
+        return replace(model, denoiser=UNetDenoiser(pipe.unet, path, pipe.scheduler.config.prediction_type, condition), condition=condition)
+    return model
 
 
 def _family(folder: Path, spec: str) -> tuple[str, dict[str, None]]:
@@ -187,7 +151,10 @@ def _family(folder: Path, spec: str) -> tuple[str, dict[str, None]]:
     index = folder / "model_index.json"
     if not index.is_file():
         raise UserError(f"'{spec}' holds no model_index.json: give a folder that a diffusers pipeline was saved to, or a hub id")
-    content = json.loads(index.read_text())
+    try:
+        content = dict(json.loads(index.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{index} is damaged ({_first_line(error)}): fetch it again", 4) from error
     kind = str(content.get("_class_name"))
     family = kind.removesuffix("Pipeline").removesuffix("Img2Img")
     if family not in FAMILIES:
@@ -197,11 +164,17 @@ def _family(folder: Path, spec: str) -> tuple[str, dict[str, None]]:
 
 
 def _path(scheduler: Any) -> NoisePath:
-    if hasattr(scheduler, "alphas_cumprod"):
-        table = tuple(scheduler.alphas_cumprod.double().tolist())
-        end = -1.0 if getattr(scheduler.config, "set_alpha_to_one", False) else 0.0
-        return VariancePreserving(table, offset=int(scheduler.config.steps_offset), end=end)
-    return RectifiedFlow(shift=float(getattr(scheduler.config, "shift", None) or 1.0))
+    """The noise path that a scheduler follows. A solver with `use_flow_sigmas` follows a flow, whatever betas it also holds."""
+    settings = scheduler.config
+    if "sigma_data" in settings:
+        return VarianceExploding(float(settings.sigma_min), float(settings.sigma_max), float(settings.rho))
+    if settings.get("use_flow_sigmas") or not hasattr(scheduler, "alphas_cumprod"):
+        shift = settings.get("flow_shift") if settings.get("use_flow_sigmas") else settings.get("shift")
+        spacing: Literal["solver", "euler"] = "solver" if settings.get("use_flow_sigmas") else "euler"
+        return RectifiedFlow(float(shift or 1.0), int(settings.num_train_timesteps), spacing)
+    table = tuple(scheduler.alphas_cumprod.double().tolist())
+    end = -1.0 if getattr(settings, "set_alpha_to_one", False) else 0.0
+    return VariancePreserving(table, offset=int(getattr(settings, "steps_offset", 0)), end=end)
 
 
 def _conditioner(pipe: Any) -> Callable[[Sequence[str]], Tensor]:

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 
-from diffprobe.adapters.weights import LoadOptions, digest_folder, quiet, resolve
+from diffprobe.adapters.weights import LoadOptions, check_digests, damage, digest_folder, quiet, resolve
 from diffprobe.errors import UserError
 
 
@@ -71,13 +72,16 @@ def load_clip(spec: str, options: LoadOptions, tokenizer: Path | None = None) ->
 
     folder, _ = resolve(spec, options.revision, options.local_files_only)
     device, _ = options.place()
+    check_digests(folder)
     try:
         with quiet():
             model = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True).to(device).eval()
             words = CLIPTokenizer.from_pretrained(tokenizer or folder, local_files_only=True)
         preprocessing = _preprocessing(folder / "preprocessor_config.json")
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"cannot load a CLIP model from {folder}: {str(error).strip().splitlines()[0][:200]}", exit_code=4) from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            damage(folder) or f"cannot load a CLIP model from {folder}: {str(error).strip().splitlines()[0][:200]}", exit_code=4
+        ) from error
     fingerprint = f"clip/{digest_folder(folder)[7:23]}/{preprocessing.digest()}/float32"
     return ClipEmbedder(model, words, preprocessing, fingerprint)
 

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from diffprobe.errors import UserError
 
+SUMS = "SHA256SUMS"
 _BLOB = re.compile(r"[0-9a-f]{64}")
 
 
@@ -35,7 +37,10 @@ class LoadOptions:
         if self.dtype is not None and self.dtype not in known:
             raise UserError(f"unknown dtype '{self.dtype}': choose from {', '.join(known)}")
         default = "float32" if name == "cpu" else "bfloat16"
-        return torch.device(name), known[self.dtype or default]
+        try:
+            return torch.device(name), known[self.dtype or default]
+        except RuntimeError as error:
+            raise UserError(f"unknown device '{name}': use cpu, cuda or cuda:<number>") from error
 
 
 def resolve(spec: str, revision: str | None = None, local_files_only: bool = False) -> tuple[Path, dict[str, str]]:
@@ -97,6 +102,37 @@ def digest_folder(folder: Path) -> str:
         content = target.name if _BLOB.fullmatch(target.name) else _digest(target)
         total.update(f"{file.relative_to(folder).as_posix()}:{content}\n".encode())
     return f"sha256:{total.hexdigest()}"
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with the first weight file below a folder that cannot be read, with its digest; None where all can be."""
+    for file in sorted(folder.rglob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            told = str(error).removeprefix("Error while deserializing header: ")
+            return f"{file} is truncated or damaged ({told}; {file.stat().st_size} bytes, sha256:{_digest(file)}): fetch it again"
+    return None
+
+
+def check_digests(folder: Path) -> None:
+    """Compare the weight files of a folder with its `SHA256SUMS`, where it has one; raises UserError that names the first other one."""
+    sums = folder / SUMS
+    for line in sums.read_text().splitlines() if sums.is_file() else ():
+        expected, _, name = line.replace(" *", "  ", 1).partition("  ")
+        if not name.endswith(".safetensors"):
+            continue
+        file = folder / name
+        found = f"sha256:{_digest(file)}" if file.is_file() else "missing"
+        if found != f"sha256:{expected}":
+            raise UserError(f"{file} ({found}) is not the file that {SUMS} names (sha256:{expected}): fetch or install it again", 4)
+
+
+def write_digests(folder: Path) -> None:
+    """Record the weight files of a folder in its SHA256SUMS, which `sha256sum -c` reads too."""
+    files = sorted(folder.rglob("*.safetensors"))
+    (folder / SUMS).write_text("".join(f"{_digest(file)}  {file.relative_to(folder).as_posix()}\n" for file in files))
 
 
 def _digest(path: Path) -> str:

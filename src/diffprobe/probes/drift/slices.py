@@ -12,6 +12,7 @@ import pandas as pd
 from diffprobe.measures.drift import Levels, Selection, StrengthBudget
 from diffprobe.measures.stats import Estimate
 
+PURE_NOISE = 1000.0  # a noise-to-signal ratio from which on a level says nothing about the image
 Array = npt.NDArray[np.float64]
 SETTING = ("prompt_set", "guidance_scale", "num_inference_steps", "resolution")
 
@@ -44,8 +45,8 @@ class Slice:
         return {**self.setting, "strength": strength, "steps": int(level["steps"])} | ({"sigma": sigma} if np.isfinite(sigma) else {})
 
     def kernel(self, metric: str) -> tuple[Levels, Array]:
-        """The levels that a law can be fitted to, which pure noise is not, and the metric there, [images, levels]."""
-        fit = np.isfinite(self.levels["sigma"].to_numpy(np.float64))
+        """The levels that a law can be fitted to, which as good as pure noise is not, and the metric there, [images, levels]."""
+        fit = self.levels["sigma"].to_numpy(np.float64) < PURE_NOISE
         columns = (self.levels[name].to_numpy(np.float64)[fit] for name in ("strength", "steps", "alpha", "sigma"))
         return Levels(*columns), self.matrix(metric)[:, fit]
 
