@@ -11,7 +11,7 @@ from diffusers import StableDiffusionInstructPix2PixPipeline, StableDiffusionPip
 from diffprobe import rng
 from diffprobe.adapters.edm import ClassConditionalPipeline
 from diffprobe.adapters.load import load
-from diffprobe.adapters.pipelines import InstructEditor, PipelineGenerator
+from diffprobe.adapters.pipelines import InstructEditor, PipelineEditor, PipelineGenerator
 from diffprobe.errors import UserError
 from diffprobe.model import EditSettings, Model
 from diffprobe.paths import RectifiedFlow, VarianceExploding
@@ -204,6 +204,27 @@ def test_lora_weights_without_peft_say_what_to_install(pipelines: Folder, monkey
     monkeypatch.setattr("diffusers.loaders.peft.USE_PEFT_BACKEND", False, raising=False)
     with pytest.raises(UserError, match=r"pip install 'diffprobe\[lora\]'"):
         load(f"{pipelines('sd')}+{pipelines('lora')}")
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flow", "edm", "edit", "sd+lora"])
+def test_half_precision_runs_the_networks_and_spares_the_decoder(pipelines: Folder, family: str) -> None:
+    model = load("+".join(str(pipelines(part)) for part in family.split("+")), torch_dtype="bfloat16")
+    assert model.identity["dtype"] == "bfloat16"
+    assert isinstance(model.editor, PipelineEditor | InstructEditor)
+    assert model.codec is not None
+    pipe = model.editor.pipe
+    network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    assert (network.dtype, pipe.vae.dtype) == (torch.bfloat16, torch.float32)
+    latents = model.codec.encode(torch.sigmoid(rng.normal((3, 32, 32), "test.families", [0])))
+    strength = 0.4 if model.editor.strength_axis else 1.0
+    edited = model.editor.edit(latents, ["a red star"], [1], EditSettings(strength, 5, 3.0))
+    assert edited.images.dtype == torch.float32
+    assert bool(edited.images.isfinite().all())
+    if model.generator is not None:
+        assert model.generator.generate(["a red star"], [1], 3, 3.0).dtype == torch.float32
+    if model.denoiser is not None and model.condition is not None:
+        with torch.no_grad():
+            assert model.denoiser(latents, 0.5, model.condition(["a red star"])).dtype == torch.float32
 
 
 def test_the_denoiser_takes_no_condition_as_the_empty_prompt(pipelines: Folder) -> None:

@@ -127,7 +127,7 @@ def _frechet(numbers: Numbers, reference: str, told: str) -> str:
     """Squared distances by guidance scale, with a sentence on their shape."""
     found = {float(scale): row for scale, row in numbers["frechet"].items()}
     best = min(found, key=lambda scale: found[scale]["limit"])
-    lines = [f"| {scale:g} | {row['distance']:.4f} | {row['limit']:.4f} | {row['se']:.4f} |" for scale, row in found.items()]
+    lines = [f"| {scale:g} | {row['distance']:.4f} | {row['limit']:.4f} | {row['gap_se']:.4f} |" for scale, row in found.items()]
     other = numbers[reference]
     return "\n".join(
         [
@@ -135,7 +135,7 @@ def _frechet(numbers: Numbers, reference: str, told: str) -> str:
             f"samples as a row has and extrapolated to infinitely many. {_shape(found, best)} For comparison, {told}: "
             f"{other['distance']:.4f} and {other['limit']:.4f}.",
             "",
-            "| guidance | distance | extrapolated | standard error |",
+            "| guidance | distance | extrapolated | standard error of the difference from the lowest |",
             "|---|---|---|---|",
             *lines,
         ]
@@ -146,18 +146,22 @@ def _shape(found: dict[float, Numbers], best: float) -> str:
     """Whether the distance falls and rises again by more than two standard errors."""
 
     def rises(scale: float) -> bool:
-        gap = found[scale]["limit"] - found[best]["limit"]
-        return bool(gap > 2 * (found[scale]["se"] ** 2 + found[best]["se"] ** 2) ** 0.5)
+        return bool(found[scale]["limit"] - found[best]["limit"] > 2 * found[scale]["gap_se"])
 
     before, after = rises(min(found)), rises(max(found))
     if before and after:
         return f"It has the usual U shape, with its lowest point at {best:g}."
     if after:
         return (
-            "It has no U shape, only the right half of one: without guidance samples follow their captions already, and are as varied "
-            "as the scenes; more of it narrows the set."
+            f"It has no U shape, only the right half of one, from {best:g} up: samples follow their conditions already without much guidance, "
+            "and are as varied as the scenes; more of it narrows the set."
         )
-    return f"It has no U shape: it is lowest at {best:g}, and " + ("falls to there." if before else "flat within its error.")
+    if before and best < max(found):
+        return (
+            f"Of the usual U only the left side is certain: the distance falls to its lowest at {best:g}, and rises from there to "
+            f"{max(found):g} by less than two standard errors."
+        )
+    return f"It has no U shape: it is lowest at {best:g}, within the error of the other ends."
 
 
 def _parts(pipe: Any) -> str:

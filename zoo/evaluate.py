@@ -33,16 +33,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m zoo.evaluate", description=__doc__)
     parser.add_argument("member", choices=MEMBERS)
     parser.add_argument("--samples", type=int, choices=range(260, 441), default=300, metavar="N", help="a row of the card, 260 to 440")
-    parser.add_argument("--scales", type=float, nargs="+", default=SCALES, help="guidance scales")
+    parser.add_argument("--scales", type=float, nargs="+", default=SCALES, help="guidance scales; 2 and 5 must be among them")
     parser.add_argument("--work", type=Path, default=Path("zoo/work"))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", help="float32 on a processor and bfloat16 on an accelerator unless said")
+    parser.add_argument("--card", action="store_true", help="only write the card again, from the numbers in the folder")
     given = parser.parse_args()
+    place = folder(given.member)
     model = load_member(given.member, LoadOptions(device=given.device, dtype=given.dtype))
+    if given.card:
+        (place / "README.md").write_text(cards.card(given.member, model, json.loads((place / "evaluation.json").read_text())))
+        return
     measure = MEASURES.get(given.member, text)
     numbers, sheet = measure(model, pool(HELD, HELD_OUT, given.work), given)
     numbers |= {"steps": STEPS, "samples": given.samples, "dtype": model.identity["dtype"]}
-    place = folder(given.member)
     (place / "evaluation.json").write_text(json.dumps(numbers, indent=1) + "\n")
     _sheet(sheet, place / "samples.png")
     (place / "README.md").write_text(cards.card(given.member, model, numbers))
@@ -57,32 +61,24 @@ def text(model: Model, held: Pool, given: argparse.Namespace) -> tuple[Numbers, 
         "reconstructions": classifier.accuracy(judge, rebuilt, held.labels),
     }
     labels, prompts = _asked(held, given.samples)
-    distances, sheet = {}, torch.empty(0)
-    for scale in given.scales:
-        images = _generate(model, prompts, scale)
-        rows[f"guidance {scale:g}"] = classifier.accuracy(judge, images, labels)
-        distances[f"{scale:g}"] = _distance(images, held)
-        print(scale, rows[f"guidance {scale:g}"], distances[f"{scale:g}"], flush=True)
-        sheet = images[:48] if scale == 5 or not len(sheet) else sheet
+    drawn = {scale: _generate(model, prompts, scale) for scale in given.scales}
+    rows |= {f"guidance {scale:g}": classifier.accuracy(judge, images, labels) for scale, images in drawn.items()}
     noise = psnr(held.images.float() / 255, rebuilt.float() / 255)
-    found = {"rows": rows, "frechet": distances, "frechet_of_scenes": _distance(held.images[_coloured(held)[1]][: given.samples], held)}
-    return {**found, "psnr": float(noise.mean()), "one_of_100": _retrieval(held)}, sheet
+    others = _distances({0.0: held.images[_coloured(held)[1]][: given.samples]}, held)["0"]
+    found = {"rows": rows, "frechet": _distances(drawn, held), "frechet_of_scenes": others}
+    return {**found, "psnr": float(noise.mean()), "one_of_100": _retrieval(held)}, drawn[5.0][:48]
 
 
 def classes(model: Model, held: Pool, given: argparse.Namespace) -> tuple[Numbers, Tensor]:
     """The class-conditional model: is what was asked for there, and how far is the set from the scenes?"""
     judge = classifier.load()
     labels, prompts = _asked(held, given.samples)
-    rows, distances, sheet = {}, {}, torch.empty(0)
-    for scale in given.scales:
-        images = _generate(model, prompts, scale)
+    drawn, rows = {scale: _generate(model, prompts, scale) for scale in given.scales}, {}
+    for scale, images in drawn.items():
         found = classifier.accuracy(judge, images, labels)
         rows[f"guidance {scale:g}"] = {head: found[head] for head in ("shape", "colour")}
-        distances[f"{scale:g}"] = _distance(images, held)
-        print(scale, rows[f"guidance {scale:g}"], distances[f"{scale:g}"], flush=True)
-        sheet = images[:48] if scale == 2 or not len(sheet) else sheet
-    free = _generate(model, [""] * given.samples, 1.0)
-    return {"rows": rows, "frechet": distances, "frechet_without_class": _distance(free, held)}, sheet
+    free = _distances({0.0: _generate(model, [""] * given.samples, 1.0)}, held)["0"]
+    return {"rows": rows, "frechet": _distances(drawn, held), "frechet_without_class": free}, drawn[2.0][:48]
 
 
 def edits(model: Model, held: Pool, given: argparse.Namespace) -> tuple[Numbers, Tensor]:
@@ -163,13 +159,27 @@ def _generate(model: Model, prompts: Sequence[str], scale: float) -> Tensor:
     return _bytes(torch.cat(parts))
 
 
-def _distance(images: Tensor, held: Pool, resamples: int = 100) -> dict[str, float]:
-    """To the reference scenes in the small CLIP's space: of so many samples, extrapolated to infinitely many, and its standard error."""
+def _distances(sets: dict[float, Tensor], held: Pool, resamples: int = 200) -> dict[str, Numbers]:
+    """From each set to the reference scenes in the small CLIP's space: of so many samples, and extrapolated to infinitely many.
+
+    `gap_se` is the standard error of the difference from the nearest set, over resamples of the prompts, which the sets share.
+    """
     clip = load_embedded_clip(LoadOptions(device="cpu"))
-    ours, theirs = (_features(clip, part) for part in (images, held.images[_coloured(held)[0]]))
-    draws = [rng.stream("zoo.distance", i).integers(len(ours), size=len(ours)) for i in range(resamples)]
-    spread = float(np.std([frechet_distance(ours[rows], theirs) for rows in draws], ddof=1))
-    return {"n": len(ours), "distance": frechet_distance(ours, theirs), "limit": frechet_limit(ours, theirs), "se": spread}
+    theirs = _features(clip, held.images[_coloured(held)[0]])
+    ours = {scale: _features(clip, images) for scale, images in sets.items()}
+    limits = {scale: frechet_limit(features, theirs) for scale, features in ours.items()}
+    n, best = len(next(iter(ours.values()))), min(limits, key=lambda scale: limits[scale])
+    draws = [rng.stream("zoo.distance", i).integers(n, size=n) for i in range(resamples)]
+    spread = {scale: np.array([frechet_distance(features[rows], theirs) for rows in draws]) for scale, features in ours.items()}
+    return {
+        f"{scale:g}": {
+            "n": n,
+            "distance": frechet_distance(features, theirs),
+            "limit": limits[scale],
+            "gap_se": float((spread[scale] - spread[best]).std(ddof=1)),
+        }
+        for scale, features in ours.items()
+    }
 
 
 def _features(clip: Callable[[Tensor], Tensor], images: Tensor) -> Any:

@@ -36,13 +36,12 @@ def scenes(seed: int, work: Path, shared: Path) -> Encoded:
 
 
 def edits(seed: int, work: Path, shared: Path) -> Encoded:
-    """The second halves' `latents`, `labels`, and `instruction` [n] as rows of `states`; the first halves are `scenes` of the number."""
+    """The second halves' `latents` and `labels`; the first halves are `scenes` of the same number."""
     count = COUNTS[seed]
     cache = work / f"encoded-edits-{seed}-{count}.pt"
     if not cache.exists():
         data = edit_pool(count, seed, work)
-        states, rows = texts(data.instructions, shared)
-        keep(cache, {"latents": encode(data.images, shared), "labels": data.labels, "states": states, "instruction": rows})
+        keep(cache, {"latents": encode(data.images, shared), "labels": data.labels})
     return load(cache)
 
 

@@ -117,7 +117,7 @@ def _preserved(x0: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor, Tenso
     t = torch.randint(1000, (len(x0),), generator=draw)
     noise = torch.randn(x0.shape, generator=draw)
     abar = _ABAR[t]
-    weight = (5 * (1 - abar) / abar).clamp(max=1).sqrt()  # a softened min-SNR-5 for noise (Hang et al. 2023), for v too, which keeps its own weight of high noise
+    weight = (5 * (1 - abar) / abar).clamp(max=1).sqrt()  # a softened min-SNR-5 (Hang et al. 2023), for v too
     return t, abar.sqrt().view(-1, 1, 1, 1), (1 - abar).sqrt().view(-1, 1, 1, 1), noise, weight
 
 

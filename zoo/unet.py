@@ -82,11 +82,19 @@ def weights(folder: Path) -> dict[str, Tensor]:
     return {name: value.float() for name, value in load_file(folder / "unet" / "diffusion_pytorch_model.safetensors").items()}
 
 
-def assemble(shared: Path, target: Path, unet: nn.Module, scheduler: SchedulerMixin, kind: type = StableDiffusionPipeline) -> None:
-    """Save a genuine pipeline whose autoencoder and text encoder are the shared ones."""
+def assemble(
+    shared: Path,
+    target: Path,
+    unet: nn.Module,
+    scheduler: SchedulerMixin,
+    kind: type = StableDiffusionPipeline,
+    *,
+    text: CLIPTextModel | None = None,
+) -> None:
+    """Save a genuine pipeline with the shared autoencoder, and the shared text encoder unless it has another."""
     kind(
         vae=AutoencoderKL.from_pretrained(shared / "vae"),
-        text_encoder=CLIPTextModel.from_pretrained(shared / "text_encoder"),
+        text_encoder=text or CLIPTextModel.from_pretrained(shared / "text_encoder"),
         tokenizer=CLIPTokenizer.from_pretrained(shared / "tokenizer"),
         unet=unet,
         scheduler=scheduler,

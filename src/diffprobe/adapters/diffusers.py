@@ -76,7 +76,7 @@ def load_pipeline(spec: str, options: LoadOptions, *, name: str | None = None, l
         path=path,
         codec=codec,
         editor=editor,
-        generator=None if made is None else PipelineGenerator(made),
+        generator=None if made is None else PipelineGenerator(made, codec),
         device=str(device),
         identity=identity,
     )

@@ -109,21 +109,22 @@ class InstructEditor:
 
 @dataclass(frozen=True, eq=False)
 class PipelineGenerator:
-    """A deployed text-to-image pipeline: images [B, 3, H, W] in [0, 1]."""
+    """A deployed text-to-image pipeline: images [B, 3, H, W] in [0, 1]. Decoding is float32, whatever the network runs in."""
 
     pipe: Any
+    codec: VaeCodec
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int], num_inference_steps: int, guidance_scale: float) -> Tensor:
         with torch.no_grad():
-            images: Tensor = self.pipe(
+            latents = self.pipe(
                 prompt=list(prompts),
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 generator=rng.generators(seeds),
-                output_type="pt",
+                output_type="latent",
                 return_dict=False,
             )[0]
-        return images.float()
+            return self.codec.decode(latents.float()).clamp(0, 1)
 
 
 def _call(prompts: Sequence[str], seeds: Sequence[int], settings: EditSettings) -> dict[str, Any]:
