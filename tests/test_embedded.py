@@ -182,7 +182,10 @@ def test_the_text_models_reached_their_quality_and_the_cards_say_it(name: str) -
 def test_the_edit_model_follows_and_leaves_the_rest_alone() -> None:
     found = numbers("embedded-edit")
     assert found["followed"] >= 0.6
-    assert all(kind["rest"] >= 0.8 for kind in found["kinds"].values())
+    large = [kind for kind in found["kinds"].values() if kind["n"] >= 30]
+    assert len(large) == 5
+    assert min(kind["rest"] for kind in large) >= 0.8
+    assert found["kinds"]["none"]["psnr"] > 28  # near to what the autoencoder alone leaves
     assert f"{found['followed']:.1%}" in (folder("embedded-edit") / "README.md").read_text()
 
 

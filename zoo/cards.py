@@ -60,7 +60,8 @@ NOISE = {
     "embedded-edm": "Noise from .002 to 80 (rho 7), sigma_data 1, EDMEulerScheduler. "
     "Load it with `diffprobe.adapters.edm.ClassConditionalPipeline`, a plain DiffusionPipeline: "
     "diffusers has none for a class-conditional latent model on this scheduler.",
-    "embedded-edit": f"{_VP}; predicts noise, and sees the image's latents in four further channels.",
+    "embedded-edit": f"{_VP}; predicts noise, and sees the image's latents in four further channels. "
+    "Its text encoder is the CLIP's, trained on with it.",
     "embedded-pastel": f"{_VP}. A LoRA of rank 8 on attention and convolutions, in peft's format: "
     f"`pipe.load_lora_weights(folder)` on `{LORAS['embedded-pastel']}`.",
 }
@@ -153,8 +154,8 @@ def _shape(found: dict[float, Numbers], best: float) -> str:
         return f"It has the usual U shape, with its lowest point at {best:g}."
     if after:
         return (
-            f"It has no U shape, only the right half of one, from {best:g} up: samples follow their conditions already without much guidance, "
-            "and are as varied as the scenes; more of it narrows the set."
+            f"It has no U shape, only the right half of one, from {best:g} up: samples are nearest to the scenes with little guidance, "
+            "and more of it narrows the set."
         )
     if before and best < max(found):
         return (
