@@ -326,3 +326,11 @@ def test_a_start_from_pure_noise_is_measured_and_left_out_of_the_laws(tmp_path: 
     assert "sigma" not in drift.facets
     assert all(np.isfinite(value) for e in found for value in e.facets.values() if isinstance(value, float))
     assert {e.n for e in found if e.quantity == "kernel_k"} == {4}
+
+
+@pytest.mark.parametrize(("strength", "beyond"), [(0.4, True), (1.0, False)])
+def test_nothing_lies_beyond_strength_one(tmp_path: Path, strength: float, beyond: bool) -> None:
+    probe = Drift(count=4, prompt_sets=("empty",), strengths=(strength,), tolerance=1.0)
+    verdicts = probe.summarise(measured(exact_model("identity"), probe, tmp_path)).verdicts
+    (kept,) = [verdict for verdict in verdicts if verdict.startswith("Every measured strength keeps")]
+    assert ("may do so too" in kept) == beyond

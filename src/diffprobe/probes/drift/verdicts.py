@@ -71,7 +71,8 @@ def _allowed(summary: Summary) -> Iterator[str]:
     if allowed.value is None:
         yield f"No measured strength keeps the mean squared error within {tolerance:g}: {allowed.reason}."
     elif allowed.censored:
-        yield f"Every measured strength keeps the mean squared error within {tolerance:g}; more than {allowed.value:.2g} may do so too."
+        beyond = f"; more than {allowed.value:.2g} may do so too" if allowed.value < 1 else ""
+        yield f"Every measured strength keeps the mean squared error within {tolerance:g}{beyond}."
     else:
         yield f"To keep the mean squared error within {tolerance:g}, stay at or below strength {allowed.value:.2g}."
 
