@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline, StableDiffusionPipeline
+from PIL import Image
 
 from diffprobe import worlds
 from diffprobe.adapters.catalogue import catalogue
@@ -77,6 +78,23 @@ def test_plain_diffusers_loads_them_with_the_settings_of_their_families() -> Non
     assert (edm.scheduler.config.sigma_min, edm.scheduler.config.sigma_max) == (0.002, 80.0)
     assert len(edm.labels) == 45  # 48 pairs of colour and shape without the reserved four, and none
     assert edm.classes(["a purple star"]).tolist() == [edm.labels[""]]
+
+
+@pytest.mark.parametrize("name", [name for name in MEMBERS if name not in LORAS])
+def test_plain_diffusers_runs_them_as_they_are(name: str) -> None:
+    kinds = {"embedded-edit": StableDiffusionInstructPix2PixPipeline, "embedded-edm": ClassConditionalPipeline}
+    pipe = kinds.get(name, StableDiffusionPipeline).from_pretrained(folder(name))
+    pipe.set_progress_bar_config(disable=True)
+    seen = {"image": Image.new("RGB", (64, 64), "grey")} if name == "embedded-edit" else {}
+    made = pipe("a red star", **seen, num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images[0]
+    assert made.size == (64, 64)
+
+
+def test_plain_diffusers_puts_the_lora_on_its_base() -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(folder())
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_lora_weights(folder("embedded-pastel"))
+    assert pipe("a red star", num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images[0].size == (64, 64)
 
 
 def test_they_share_one_autoencoder() -> None:

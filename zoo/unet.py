@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,8 @@ def assemble(
         feature_extractor=None,
         requires_safety_checker=False,
     ).to(dtype=torch.float16).save_pretrained(target)
+    config = target / "text_encoder" / "config.json"  # transformers loads what this says, diffusers float32: they must agree
+    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
 
 
 def _loss(model: nn.Module, ask: Ask, data: Encoded, batch: int) -> Callable[[torch.Generator], Tensor]:
