@@ -22,7 +22,7 @@ from diffprobe.runs.store import Store
 
 _EVERY = 10.0  # seconds between two lines where there is no terminal
 # Seconds for one evaluation and one decoding of the embedded model on one modern core: the scale of the estimate.
-_EVALUATION, _DECODING = 0.006, 0.008
+_EVALUATION, _DECODING = 0.005, 0.012
 
 
 def show_plan(out: Console, steps: Sequence[Step], model: str, path: Path) -> None:
@@ -37,9 +37,8 @@ def show_plan(out: Console, steps: Sequence[Step], model: str, path: Path) -> No
     work = f"{total.samples:,} samples, {total.evaluations:,} network evaluations, {total.decodings:,} decodings"
     out.print(f"still to do: {work}, {_bytes(total.bytes)} on disk")
     seconds = total.evaluations * _EVALUATION + total.decodings * _DECODING
-    out.print(
-        f"about {_time(seconds)} for the embedded model on one core; for a larger model multiply by its time for one evaluation over 6 ms"
-    )
+    larger = f"for a larger model multiply by its time for one evaluation over {1000 * _EVALUATION:g} ms"
+    out.print(f"about {_time(seconds)} for the embedded model on one core; {larger}")
 
 
 @contextmanager
