@@ -44,7 +44,7 @@ def card(name: str, model: Model, numbers: Numbers) -> str:
         told=MEMBERS[name][0].upper() + MEMBERS[name][1:],
         parts=_parts(pipe),
         noise=NOISE[name],
-        training=f"Trained by `python -m zoo.train {name}` in {PLANS[name].minutes:g} minutes on {_cores(PLANS[name].processes)}"
+        training=f"Training budget of `python -m zoo.train {name}`: {PLANS[name].minutes:g} minutes on {_cores(PLANS[name].processes)}"
         + (f", from the weights of `{PLANS[name].begins}`." if PLANS[name].begins else "."),
         **{key: numbers[key] for key in ("steps", "samples", "dtype")},
     )

@@ -33,7 +33,7 @@ MEMBERS = {
     "embedded-v": Plan("unet", 14, MODELS / "embedded-v", begins="embedded"),
     "embedded-flow": Plan("unet", 14, MODELS / "embedded-flow", begins="embedded"),
     "embedded-edm": Plan("edm", 10, MODELS / "embedded-edm", begins="embedded-v"),
-    "embedded-edit": Plan("edit", 35, MODELS / "embedded-edit", begins="embedded"),
+    "embedded-edit": Plan("edit", 27, MODELS / "embedded-edit", processes=2, begins="embedded"),
     "embedded-pastel": Plan("lora", 5, MODELS / "embedded-pastel", begins="embedded"),
 }
 
