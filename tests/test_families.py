@@ -1,12 +1,12 @@
 """Flows on a U-Net, class-conditional EDM models, InstructPix2Pix and LoRA weights, on tiny pipelines of the real classes."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 
 from diffprobe import rng
 from diffprobe.adapters.edm import ClassConditionalPipeline
@@ -170,8 +170,10 @@ def test_a_lora_is_a_folder_or_a_file_and_one_of_several_must_be_named(pipelines
     file = pipelines("lora") / "pytorch_lora_weights.safetensors"
     by_file, by_folder = load(f"{pipelines('sd')}+{file}"), load(f"{pipelines('sd')}+{pipelines('lora')}")
     assert by_file.identity["lora"] == by_folder.identity["lora"]
-    for name in ("a", "b"):
-        shutil.copy(file, tmp_path / f"{name}.safetensors")
+    for name, scale in (("a", 1.0), ("b", 2.0)):
+        save_file({key: scale * value for key, value in load_file(file).items()}, tmp_path / f"{name}.safetensors")
+    digests = {load(f"{pipelines('sd')}+{tmp_path / name}.safetensors").identity["lora"] for name in "ab"}
+    assert len(digests) == 2, "each file has its own digest, whatever lies beside it"
     with pytest.raises(UserError, match=r"holds 2 files .* name one \(a.safetensors, b.safetensors\)"):
         load(f"{pipelines('sd')}+{tmp_path}")
 

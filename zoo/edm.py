@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from diffprobe import worlds
-from diffprobe.adapters.edm import ClassConditionalPipeline
+from diffprobe.adapters.edm import ClassConditionalPipeline, class_tokens
 from diffprobe.paths import VariancePreserving
 from zoo import latents, noising
 from zoo.clip import TOKENS
@@ -50,9 +50,8 @@ def train(job: Job) -> None:
         pipe.to(dtype=torch.float16).save_pretrained(job.target)
 
 
-def one_hot(classes: Tensor) -> Tensor:
-    """Class indices [B] as rows of the network's table, [B, TOKENS, TOKENS x classes]."""
-    return nn.functional.one_hot(torch.arange(TOKENS) * len(NAMES) + classes[:, None], TOKENS * len(NAMES)).float()
+def _shown(classes: Tensor) -> Tensor:
+    return class_tokens(classes, len(NAMES), TOKENS).float()
 
 
 def _begun(model: UNet2DConditionModel, shared: Path, velocity: Path) -> dict[str, Tensor]:
@@ -106,11 +105,11 @@ def _loss(model: nn.Module, data: Encoded, batch: int) -> Callable[[torch.Genera
     def loss(draw: torch.Generator) -> Tensor:
         rows = torch.randint(len(data["latents"]), (batch,), generator=draw)
         classes = torch.where(torch.rand(batch, generator=draw) < DROPOUT, NO_CLASS, data["classes"][rows])
-        return noising.error(model, noising.ask_edm(data["latents"][rows], draw), encoder_hidden_states=one_hot(classes))
+        return noising.error(model, noising.ask_edm(data["latents"][rows], draw), encoder_hidden_states=_shown(classes))
 
     return loss
 
 
 def _validate(data: Encoded, n: int = 256) -> Callable[[nn.Module], dict[str, float]]:
     question = noising.ask_edm(data["latents"][:n], torch.Generator().manual_seed(7))
-    return noising.validation(question, encoder_hidden_states=one_hot(data["classes"][:n]))
+    return noising.validation(question, encoder_hidden_states=_shown(data["classes"][:n]))

@@ -36,12 +36,11 @@ def scenes(seed: int, work: Path, shared: Path) -> Encoded:
 
 
 def edits(seed: int, work: Path, shared: Path) -> Encoded:
-    """The second halves' `latents` and `labels`; the first halves are `scenes` of the same number."""
+    """The second halves' `latents`; the first halves are `scenes` of the same number."""
     count = COUNTS[seed]
     cache = work / f"encoded-edits-{seed}-{count}.pt"
     if not cache.exists():
-        data = edit_pool(count, seed, work)
-        keep(cache, {"latents": encode(data.images, shared), "labels": data.labels})
+        keep(cache, {"latents": encode(edit_pool(count, seed, work).images, shared)})
     return load(cache)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffprobe.adapters.denoisers import EdmDenoiser, UNetDenoiser
 from diffprobe.adapters.pipelines import InstructEditor, PipelineEditor, PipelineGenerator, VaeCodec
-from diffprobe.adapters.weights import LoadOptions, check_digests, damage, digest_folder, quiet, resolve
+from diffprobe.adapters.weights import LoadOptions, check_digests, damage, digest_file, digest_folder, quiet, resolve
 from diffprobe.errors import UserError
 from diffprobe.model import Model
 from diffprobe.paths import NoisePath, RectifiedFlow, VarianceExploding, VariancePreserving
@@ -113,7 +113,7 @@ def _add_lora(pipe: Any, spec: str, options: LoadOptions) -> dict[str, str]:
     folder, origin = (file.parent, {"source": spec}) if file else resolve(spec, local_files_only=options.local_files_only)
     check_digests(folder)
     name = file.name if file else _lora_file(folder)
-    weights = digest_folder(folder)
+    weights = digest_file(folder / name)  # of this file alone: others may lie beside it
     try:
         with quiet():
             pipe.load_lora_weights(folder, weight_name=name, use_safetensors=True, local_files_only=True)

@@ -51,9 +51,8 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     def tokens(self, classes: Tensor) -> Tensor:
         """Class indices [B] as the network takes them: one-hot rows [B, tokens, tokens x classes]."""
-        rows, count = self.unet.config.encoder_hid_dim, len(self.labels)
-        places = torch.arange(rows // count, device=classes.device) * count + classes[:, None]
-        return torch.nn.functional.one_hot(places, rows).to(self.unet.dtype)
+        count = len(self.labels)
+        return class_tokens(classes, count, self.unet.config.encoder_hid_dim // count).to(self.unet.dtype)
 
     def get_timesteps(self, num_inference_steps: int, strength: float, device: Any = None) -> tuple[Tensor, int]:
         """The last int(N strength) of the N times, as diffusers' image-to-image pipelines count them."""
@@ -111,6 +110,12 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
             return ready
         latents: Tensor = self.vae.encode(ready.to(self.vae.dtype)).latent_dist.mean.to(ready) * self.vae.config.scaling_factor
         return latents
+
+
+def class_tokens(classes: Tensor, count: int, tokens: int) -> Tensor:
+    """Class indices [B], each below `count`, as one-hot rows [B, tokens, tokens x count] into a table of `tokens` entries a class."""
+    places = torch.arange(tokens, device=classes.device) * count + classes[:, None]
+    return torch.nn.functional.one_hot(places, tokens * count)
 
 
 def _words(text: str) -> list[str]:

@@ -98,10 +98,15 @@ def digest_folder(folder: Path) -> str:
             f"{folder} holds no .safetensors file: save the pipeline with safe_serialization=True (pickled weights are never read)"
         )
     for file in files:
-        target = file.resolve()
-        content = target.name if _BLOB.fullmatch(target.name) else _digest(target)
+        content = digest_file(file).removeprefix("sha256:")
         total.update(f"{file.relative_to(folder).as_posix()}:{content}\n".encode())
     return f"sha256:{total.hexdigest()}"
+
+
+def digest_file(file: Path) -> str:
+    """sha256 of a file's content; a blob of the hub's cache already carries it as its name."""
+    target = file.resolve()
+    return f"sha256:{target.name if _BLOB.fullmatch(target.name) else _digest(target)}"
 
 
 def damage(folder: Path) -> str | None:
