@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffprobe import rng
 from diffprobe.adapters.embedded import folder
 from diffprobe.adapters.load import load
-from diffprobe.model import Model
+from diffprobe.model import GenerateSettings, Model
 
 RESULTS = Path(__file__).parent / "results" / "generation.jsonl"
 STEPS, GUIDANCE, TARGET = 50, 5.0, 3.0  # images a second that two processor cores must reach
@@ -67,7 +67,7 @@ def main() -> None:
 def _ours(model: Model, n: int) -> float:
     assert model.generator is not None
     started = time.perf_counter()
-    model.generator.generate([PROMPT] * n, range(n), STEPS, GUIDANCE).cpu()
+    model.generator.generate([PROMPT] * n, range(n), GenerateSettings(STEPS, GUIDANCE)).cpu()
     return n / (time.perf_counter() - started)
 
 

@@ -14,13 +14,19 @@ from scipy import stats as ss
 from diffprobe import rng
 from diffprobe.measures import stats
 from diffprobe.measures.stats import (
+    Interval,
+    benjamini_hochberg,
     bootstrap,
     cluster_weights,
     equivalence,
     holm,
     mean_interval,
     minimum_detectable_difference,
+    mover,
+    non_inferiority,
     paired_difference,
+    units_to_decide,
+    wilson_interval,
 )
 
 TRIALS = 1000
@@ -164,6 +170,100 @@ def test_holm_by_hand() -> None:
         holm([1.2])
 
 
+def test_the_method_of_a_test_is_recorded() -> None:
+    a = normal(51)
+    exact, many, tied = (paired_difference(d, 0 * d, replicates=100) for d in (a[:50], a, np.round(a[:20], 1)))
+    assert (exact.wilcoxon_method, many.wilcoxon_method, tied.wilcoxon_method) == ("exact", "normal", "normal")
+    assert exact.permutation_method == "random flips"
+    assert paired_difference(a[:6], 0 * a[:6], replicates=64).permutation_method == "all flips"
+    assert paired_difference(a[:6], 0 * a[:6], replicates=63).permutation_method == "random flips"
+    assert exact.effect == stats.paired_effect(a[:50])
+    assert exact.effect.value == exact.effect_size
+
+
+def test_the_smallest_p_of_all_pairs_on_one_side() -> None:
+    """2^(1 - n) where the distribution is exact; the normal approximation stops at 3.9e-18 for 100 pairs, however clear they are."""
+
+    def found(n: int, below: int = 0) -> stats.Difference:
+        values = np.arange(1.0, n + 1)
+        values[:below] *= -1
+        return paired_difference(values, np.zeros(n), replicates=10)
+
+    assert (found(10).wilcoxon_p, found(10).wilcoxon_method) == (2**-9, "exact")
+    assert found(50).wilcoxon_p == pytest.approx(1.8e-15, rel=0.02)
+    assert found(100).wilcoxon_p == pytest.approx(3.9e-18, rel=0.01)
+    assert [found(n).wilcoxon_method for n in (50, 100)] == ["exact", "normal"]
+    # p < 1e-16, as published for 100 prompts, needs a sum of the wrong signs' ranks of 109 or less: 1 + ... + 14 = 105.
+    assert found(100, 14).wilcoxon_p < 1e-16 < found(100, 15).wilcoxon_p
+
+
+def test_benjamini_and_hochberg_by_hand() -> None:
+    assert benjamini_hochberg([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.02, 0.04, 0.04, 0.02])
+    assert benjamini_hochberg([0.5, math.nan, 0.02]) == pytest.approx([0.5, math.nan, 0.04], nan_ok=True)
+    assert np.isnan(benjamini_hochberg([math.nan])).all()
+    assert benjamini_hochberg([]).shape == (0,)
+    p = rng.stream("test.family").random(30) ** 2
+    assert (benjamini_hochberg(p) <= holm(p)).all()
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        benjamini_hochberg([-0.1])
+
+
+def test_non_inferiority_is_the_worse_limit_inside_the_margin() -> None:
+    a, b = normal(30), normal(30) + 0.1 * normal(30, seed=1)
+    found = non_inferiority(a, b, 0.1)
+    assert found.p == pytest.approx(ss.ttest_1samp(a - b, -0.1, alternative="greater").pvalue)
+    assert found.difference == mean_interval(a - b, level=0.9)
+    for better, reach in (("higher", -found.difference.lo), ("lower", found.difference.hi)):
+        assert reach > 0
+        assert non_inferiority(a, b, reach * 1.001, better).non_inferior  # type: ignore[arg-type]
+        assert not non_inferiority(a, b, reach * 0.999, better).non_inferior  # type: ignore[arg-type]
+    assert non_inferiority(a, b, 0.1, "lower") == non_inferiority(-a, -b, 0.1)._replace(better="lower", difference=found.difference)
+    assert non_inferiority(a + 1, b, 0).non_inferior
+    assert not non_inferiority(a + 1, b, 0, "lower").non_inferior
+    assert non_inferiority([1.0, 1.0], [1.0, 1.0], 0.1).non_inferior
+    assert not non_inferiority([1.0, 1.0], [1.0, 1.0], 0).non_inferior
+
+
+def test_a_share_has_wilsons_interval() -> None:
+    assert wilson_interval(94, 100) == pytest.approx((0.94, 0.8752, 0.9722), abs=5e-5)
+    for successes, n in ((0, 7), (7, 7), (3, 11)):
+        scipys = ss.binomtest(successes, n).proportion_ci(0.9, method="wilson")
+        assert wilson_interval(successes, n, level=0.9) == pytest.approx((successes / n, scipys.low, scipys.high), abs=1e-12)
+    assert wilson_interval(0, 5).lo == 0
+    assert wilson_interval(5, 5).hi == 1
+
+
+def test_a_difference_of_two_intervals_by_hand() -> None:
+    a, b = Interval(5, 2, 9), Interval(3, 1, 4)
+    assert mover(a, b) == pytest.approx((2, 2 - math.hypot(3, 1), 2 + math.hypot(4, 2)))
+    assert mover(a, b, 1.05) == pytest.approx((5 - 3.15, 1.85 - math.hypot(3, 1.05), 1.85 + math.hypot(4, 2.1)))
+    assert mover(a, b, -2) == pytest.approx((11, 11 - math.hypot(3, 4), 11 + math.hypot(4, 2)))
+    assert mover(a, b, 0) == a
+    assert mover(a, Interval(3, -math.inf, math.inf))[1:] == (-math.inf, math.inf)
+    assert math.isnan(mover(a, Interval(3, math.nan, math.nan)).lo)
+
+
+def test_the_difference_of_two_t_intervals_is_about_welchs() -> None:
+    a, b = 2 * normal(400), normal(300, seed=1)
+    assert mover(mean_interval(a), mean_interval(b)) == pytest.approx(tuple(stats.welch(a, b)[0]), rel=0.01)
+
+
+def test_the_units_that_would_decide() -> None:
+    assert units_to_decide(Interval(1.0, 0.0, 3.0), 0.5, 20) == 80  # the lower half-width, 1, at a distance of 0.5
+    assert units_to_decide(Interval(1.0, 0.0, 3.0), 2.0, 20) == 80  # the upper one, 2, at a distance of 1
+    assert units_to_decide(Interval(1.0, 0.0, 3.0), 0.0, 20) == 21
+    assert units_to_decide(Interval(1.0, 0.0, 3.0), 0.3, 20) == math.ceil(20 / 0.49)
+    assert units_to_decide(Interval(1.0, 0.0, 3.0), 1.0, 20) is None
+    assert units_to_decide(Interval(1.0, -math.inf, math.inf), 0.5, 20) is None
+    assert units_to_decide(Interval(1.0, math.nan, math.nan), 0.5, 20) is None
+    assert units_to_decide(Interval(math.nan, math.nan, math.nan), 0.5, 20) is None
+    x = normal(40) + 0.15
+    n = units_to_decide(mean_interval(x), 0, 40)
+    assert n is not None
+    half = [ss.norm.ppf(0.975) * x.std() / math.sqrt(k) for k in (n, n + 10)]
+    assert half[1] < abs(x.mean()) < 1.1 * half[0]
+
+
 def test_equivalence_is_the_interval_inside_the_margin() -> None:
     a, b = normal(30), normal(30) + 0.1 * normal(30, seed=1)
     found = equivalence(a, b, 0.1)
@@ -199,5 +299,11 @@ def test_bad_input_is_refused() -> None:
         paired_difference([math.nan], [1.0])
     with pytest.raises(ValueError, match="margin"):
         equivalence([1.0, 2.0], [1.0, 2.0], 0)
+    for margin, better in ((-1, "higher"), (math.nan, "higher"), (1, "more")):
+        with pytest.raises(ValueError, match="'higher' or 'lower'"):
+            non_inferiority([1.0, 2.0], [1.0, 2.0], margin, better)  # type: ignore[arg-type]
+    for successes, n in ((1, 0), (-1, 3), (4, 3)):
+        with pytest.raises(ValueError, match="0 <= successes <= n"):
+            wilson_interval(successes, n)
     with pytest.raises(ValueError, match="n >= 2"):
         minimum_detectable_difference(1.0, 1)

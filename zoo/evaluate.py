@@ -19,7 +19,7 @@ from diffprobe.adapters.pipelines import InstructEditor
 from diffprobe.adapters.weights import LoadOptions
 from diffprobe.measures.sets import frechet_distance, frechet_limit
 from diffprobe.measures.similarity import psnr
-from diffprobe.model import EditSettings, Model
+from diffprobe.model import EditSettings, GenerateSettings, Model
 from zoo import cards, classifier
 from zoo.data import HEADS, HELD_OUT, Pool, edit_pool, pool
 from zoo.lora import pastel
@@ -155,7 +155,7 @@ def _generate(model: Model, prompts: Sequence[str], scale: float) -> Tensor:
     parts = []
     for start in range(0, len(prompts), BATCH):
         batch = prompts[start : start + BATCH]
-        parts.append(model.generator.generate(batch, range(start, start + len(batch)), STEPS, scale).cpu())
+        parts.append(model.generator.generate(batch, range(start, start + len(batch)), GenerateSettings(STEPS, scale)).cpu())
     return _bytes(torch.cat(parts))
 
 

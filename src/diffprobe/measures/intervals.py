@@ -52,6 +52,7 @@ def bootstrap(
     Methods: "studentised" (the default for the mean and only for it: bootstrap-t, Efron 1981, whose coverage holds for 20 skewed
     units; Student's t under 8 units), "bca" (the default otherwise: bias-corrected and accelerated, Efron 1987), "percentile".
     The last two take tails widened from normal to Student's t (Hesterberg 2015), without which they are too narrow for few units.
+    With 50 units "bca" covers within 2 points of its level; with 20 to 30 it falls up to 4 points short for a standard deviation.
     Raises ValueError for no units, values that are not finite, or a statistic that does not give one number a resample.
     """
     data = _units(values)
@@ -76,6 +77,48 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
     n = len(data)
     half = ss.t.ppf((1 + level) / 2, n - 1) * data.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
     return Interval(float(data.mean()), float(data.mean() - half), float(data.mean() + half))
+
+
+def wilson_interval(successes: int, n: int, *, level: float = 0.95) -> Interval:
+    """A share, successes of n, with Wilson's score interval (1927): it has a width at 0 and 1 too, and never leaves [0, 1].
+
+    It covers at its level on average over true shares; for a true share within about 1/n of 0 or 1 less. Raises ValueError for
+    n < 1 and for successes outside [0, n].
+    """
+    if not 0 <= successes <= n or n < 1:
+        raise ValueError(f"a share needs 0 <= successes <= n and n >= 1, not {successes} of {n}")
+    return Interval(successes / n, *score_limits(successes / n, n, float(ss.norm.ppf((1 + level) / 2))))
+
+
+def score_limits(share: float, n: float, quantile: float) -> tuple[float, float]:
+    """The shares p with |share - p| <= quantile sqrt(p (1 - p) / n); n may be an effective one, share (1 - share) over a variance."""
+    extra = quantile**2 / n
+    centre = (share + extra / 2) / (1 + extra)
+    half = quantile * math.sqrt(share * (1 - share) / n + extra / (4 * n)) / (1 + extra)
+    return (0.0 if share == 0 else centre - half), (1.0 if share == 1 else centre + half)
+
+
+def mover(a: Interval, b: Interval, factor: float = 1.0) -> Interval:
+    """The interval of a - factor b from the intervals of two independent estimates, of the same level (MOVER, Zou and Donner 2008).
+
+    It keeps their asymmetry. Not for paired estimates, whose difference is narrower: give those to `paired_difference`.
+    """
+    value, below, above = a.value - factor * b.value, factor * (b.value - b.lo), factor * (b.hi - b.value)
+    if factor < 0:
+        below, above = above, below
+    return Interval(value, value - math.hypot(a.value - a.lo, above), value + math.hypot(a.hi - a.value, below))
+
+
+def units_to_decide(interval: Interval, threshold: float, n: int) -> int | None:
+    """The number of units at which the interval of n units would just leave the threshold outside, if its value stays.
+
+    n (half-width / distance)^2 rounded up, with the half-width on the threshold's side, and at least n + 1; a value that wanders
+    towards the threshold needs more. None where no number is known: a value on the threshold, or limits that are not finite.
+    """
+    distance = abs(interval.value - threshold)
+    half = interval.value - interval.lo if interval.value > threshold else interval.hi - interval.value
+    needed = n * (half / distance) ** 2 if distance > 0 else math.inf
+    return max(math.ceil(needed - 1e-9), n + 1) if needed < 1e15 else None
 
 
 def cluster_weights(n: int, replicates: int, seed: int) -> Array:

@@ -5,6 +5,8 @@ Images are float tensors [B, C, H, W] in [0, 1]. Results are [B], in float32 (fl
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,6 +17,8 @@ SSIM_SIZE, SSIM_SIGMA, SSIM_C1, SSIM_C2 = 11, 1.5, 0.01**2, 0.03**2
 GRADIENT_C = 0.0026
 #: Rec. 601 luma.
 LUMA = (0.299, 0.587, 0.114)
+#: Numbers turned into unit vectors at once: what stays in the processor's cache is several times faster.
+CHUNK = 1 << 16
 
 
 def mse(a: Tensor, b: Tensor) -> Tensor:
@@ -85,6 +89,39 @@ def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
     x, y = a.double(), b.double()
     chord = F.normalize(x, dim=1, eps=0) - F.normalize(y, dim=1, eps=0)
     return chord.square().sum(1) / 2
+
+
+def mean_pairwise_cosine(embeddings: Tensor) -> Tensor:
+    """The mean cosine over all pairs of R embeddings: [..., R, D] to float64 [...], in [-1 / (R - 1), 1], on the input's device.
+
+    One minus the total variance of the unit vectors, which equals (|sum|^2 - R) / (R (R - 1)) without the loss of digits near 1.
+    Nan for a set with an embedding that is zero or not finite. Raises ValueError for R < 2.
+    """
+    if embeddings.ndim < 2 or embeddings.shape[-2] < 2 or embeddings.shape[-1] < 1:
+        raise ValueError(f"a mean over pairs needs embeddings [..., R, D] with R >= 2, D >= 1, not {list(embeddings.shape)}")
+    sets = embeddings.reshape(-1, *embeddings.shape[-2:])
+    step = max(1, CHUNK // math.prod(sets.shape[1:]))
+    return torch.cat([_mean_cosine(part) for part in sets.split(step)]).reshape(embeddings.shape[:-2])
+
+
+def semantic_consistency(embeddings: Tensor) -> Tensor:
+    """The semantic consistency score of each set: embeddings [..., R, D] to float64 [...], 100 for equal images (Bent 2024).
+
+    100 times the mean pairwise cosine, unclipped: a set of opposites scores below 0, and the score is unbiased for every R.
+    `measures.consistency.score` gives its interval, and the score with negative cosines taken as 0. Raises ValueError for R < 2.
+    """
+    return 100 * mean_pairwise_cosine(embeddings)
+
+
+def _mean_cosine(x: Tensor) -> Tensor:
+    if x.dtype == torch.float64:  # squares of narrower numbers stay within float64
+        x = x / x.abs().amax(-1, keepdim=True)
+    x, count = x.double(), x.shape[-2]
+    inverse = 1 / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    centre = inverse.mT @ x / count
+    spread = torch.linalg.vector_norm((x * inverse).sub_(centre).flatten(1), dim=1).square()
+    mean: Tensor = 1 - spread / (count - 1)
+    return mean
 
 
 def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
