@@ -12,6 +12,9 @@ from diffusers import (
     EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionInstructPix2PixPipeline,
@@ -21,7 +24,15 @@ from diffusers import (
 )
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from diffprobe.adapters.edm import ClassConditionalPipeline
 
@@ -113,11 +124,38 @@ def save_sd3(path: Path) -> None:
     ).save_pretrained(path)
 
 
-def _vae(channels: int, **more: Any) -> AutoencoderKL:
+def save_pixart(path: Path, side: int = 32, kind: type = PixArtAlphaPipeline) -> None:
+    """A side of 32 latents, each of 8 pixels, has resolutions of its own, as the published ones have; a side of 16 has none."""
+    torch.manual_seed(0)
+    transformer = PixArtTransformer2DModel(
+        sample_size=side,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=3,
+        cross_attention_dim=24,
+        caption_channels=16,
+        norm_num_groups=1,
+    )
+    torch.nn.init.normal_(transformer.proj_out.weight, std=0.1)
+    text = T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu")
+    kind(
+        tokenizer=unigrams(),
+        text_encoder=T5EncoderModel(text).eval(),
+        vae=_vae(4, widths=(4, 4, 4, 8)),
+        transformer=transformer,
+        scheduler=DPMSolverMultistepScheduler(beta_schedule="linear", beta_start=0.0001, beta_end=0.02),
+    ).save_pretrained(path)
+
+
+def save_sigma(path: Path) -> None:
+    save_pixart(path, 16, PixArtSigmaPipeline)
+
+
+def _vae(channels: int, widths: tuple[int, ...] = (8, 16), **more: Any) -> AutoencoderKL:
     return AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=widths,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
         latent_channels=channels,
         norm_num_groups=4,
         sample_size=32,
@@ -152,6 +190,12 @@ def _text(width: int) -> CLIPTextConfig:
         eos_token_id=53,
         pad_token_id=53,
     )
+
+
+def unigrams() -> T5Tokenizer:
+    """A T5 tokenizer of single letters."""
+    words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz")]
+    return T5Tokenizer(vocab=words, extra_ids=0, model_max_length=16)
 
 
 def tokenizer(path: Path) -> CLIPTokenizer:

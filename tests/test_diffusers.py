@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline
+from diffusers import DiffusionPipeline, StableDiffusionImg2ImgPipeline
 
 from diffprobe import rng
 from diffprobe.adapters.load import load
-from diffprobe.adapters.pipelines import PipelineEditor
+from diffprobe.adapters.pipelines import PipelineEditor, PipelineGenerator, PixArtGenerator
 from diffprobe.adapters.weights import write_digests
 from diffprobe.errors import UserError
-from diffprobe.model import EditSettings, Model
+from diffprobe.model import EditSettings, GenerateSettings, Model
 from diffprobe.paths import RectifiedFlow, VariancePreserving
 
 Folder = Callable[[str], Path]
@@ -45,7 +45,7 @@ def test_every_family_edits_and_generates_through_the_same_door(pipelines: Folde
     assert edited.latents is not None
     assert edited.latents.shape == latents.shape
     assert edited.guided
-    images = model.generator.generate(["a"], [1], 3, 5.0)
+    images = model.generator.generate(["a"], [1], GenerateSettings(3, 5.0))
     assert images.shape == (1, 3, 32, 32)
     assert bool(((images >= 0) & (images <= 1)).all())
 
@@ -113,6 +113,81 @@ def test_a_sample_does_not_depend_on_its_batch(sd: Model) -> None:
     together = sd.editor.edit(latents, ["a", "b", "c"], [5, 6, 7], settings)
     alone = sd.editor.edit(latents[1:2], ["b"], [6], settings)
     assert torch.allclose(together.images[1:2], alone.images, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flow", "edm", "pixart", "sigma"])
+def test_a_generated_image_does_not_depend_on_its_batch(pipelines: Folder, family: str) -> None:
+    """Prompts of different lengths, one of them empty."""
+    generator = load(str(pipelines(family))).generator
+    assert generator is not None
+    prompts, seeds, settings = ["a red star", "", "blue star", "a long blue prompt"], [5, 6, 7, 5], GenerateSettings(3, 4.0, "red star")
+    together = generator.generate(prompts, seeds, settings)
+    alone = torch.cat([generator.generate([prompt], [seed], settings) for prompt, seed in zip(prompts, seeds, strict=True)])
+    assert torch.allclose(together, alone, atol=1e-5)
+    assert not torch.allclose(together[0], together[3], atol=1e-3), "the same seed under another prompt"
+    assert not torch.allclose(together[0], together[1], atol=1e-2), "another seed"
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flow", "edm", "pixart", "sigma"])
+def test_an_image_is_what_the_deployed_pipeline_gives(pipelines: Folder, family: str) -> None:
+    """By hand, decoded by the pipeline itself, in its own size and in another, with a negative prompt, without, and with an empty one."""
+    model = load(str(pipelines(family)))
+    assert isinstance(model.generator, PipelineGenerator | PixArtGenerator)
+    absent = {"text_encoder_3": None, "tokenizer_3": None} if family == "sd3" else {}
+    pipe = DiffusionPipeline.from_pretrained(pipelines(family), **absent) if family != "edm" else model.generator.pipe
+    pipe.set_progress_bar_config(disable=True)
+    bare = {"clean_caption": False} if family in ("pixart", "sigma") else {}
+    bare |= {"use_resolution_binning": False} if family == "sigma" else {}
+    found = []
+    for negative, sides in ((None, {}), ("", {}), ("red star", {}), (None, {"height": 48, "width": 64})):
+        if family == "edm" and sides:
+            continue
+        ours = model.generator.generate(["a blue star"], [17], GenerateSettings(3, 4.0, negative, **sides))
+        by_hand = pipe(
+            prompt="a blue star",
+            **({} if negative is None else {"negative_prompt": negative}),
+            **sides,
+            **bare,
+            num_inference_steps=3,
+            guidance_scale=4.0,
+            generator=torch.Generator().manual_seed(17),
+            output_type="pt",
+        ).images
+        assert torch.allclose(ours, by_hand, atol=1e-5)
+        assert not sides or ours.shape == (1, 3, 48, 64)
+        found.append(ours)
+    assert torch.equal(found[0], found[1]) == (family != "sdxl"), "Stable Diffusion XL puts zeros for no negative prompt"
+    assert not torch.allclose(found[1], found[2], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "sides", "told"),
+    [
+        ("sd", (36, 32), r"in multiples of 8 pixels, not 36 x 32: try 32 x 32"),
+        ("sdxl", (32, 60), r"in multiples of 8 pixels, not 32 x 60: try 32 x 64"),
+        ("sd3", (4, 32), r"in multiples of 8 pixels, not 4 x 32: try 8 x 32"),
+        ("sd3", (32, 72), r"at most 64 pixels, not 32 x 72: ask for less"),
+        ("sigma", (128, 136), r"in multiples of 16 pixels, not 128 x 136: try 128 x 128"),
+        ("edm", (64, None), r"draws 32 x 32 pixels alone, not 64 x 32: leave height and width out"),
+        ("sd", (0, None), r"an image of 0 x 32 pixels has no pixel"),
+        ("pixart", (None, -8), r"an image of 256 x -8 pixels has no pixel"),
+    ],
+)
+def test_a_size_that_cannot_be_drawn_is_refused(pipelines: Folder, family: str, sides: tuple[int | None, int | None], told: str) -> None:
+    generator = load(str(pipelines(family))).generator
+    assert generator is not None
+    with pytest.raises(UserError, match=told) as caught:
+        generator.generate(["a"], [1], GenerateSettings(3, 4.0, None, *sides))
+    assert "\n" not in str(caught.value)
+
+
+def test_one_side_alone_leaves_the_other_as_it_is(pipelines: Folder) -> None:
+    generators = {family: load(str(pipelines(family))).generator for family in ("sd", "sdxl", "sd3", "pixart", "edm")}
+    for family, generator in generators.items():
+        assert generator is not None
+        own = {"pixart": 256}.get(family, 32)
+        height = 32 if family == "edm" else 48
+        assert generator.generate(["a"], [1], GenerateSettings(2, 4.0, height=height)).shape == (1, 3, height, own)
 
 
 def test_guidance_one_is_recorded_as_unguided(sd: Model) -> None:

@@ -18,7 +18,7 @@ from diffprobe.adapters.embedded import LORAS, MEMBERS, folder, load_embedded_cl
 from diffprobe.adapters.exact import WORLDS
 from diffprobe.adapters.weights import LoadOptions
 from diffprobe.measures.similarity import psnr
-from diffprobe.model import EditSettings, Model, Rig
+from diffprobe.model import EditSettings, GenerateSettings, Model, Rig
 from diffprobe.probes.drift import Drift
 from diffprobe.runs.result import start
 from zoo import classifier
@@ -171,7 +171,8 @@ def test_samples_show_what_their_prompt_says(model: Model) -> None:
     """A tenth of the card's samples and half of its steps: the bounds leave three standard errors below what the card must say."""
     asked = [scene for scene in worlds.scenes(40, HELD_OUT) if scene.attributes.tone == "colour"][:24]
     assert model.generator is not None
-    images = model.generator.generate([worlds.caption(scene.attributes) for scene in asked], range(len(asked)), 25, 5.0)
+    captions = [worlds.caption(scene.attributes) for scene in asked]
+    images = model.generator.generate(captions, range(len(asked)), GenerateSettings(25, 5.0))
     shares = classifier.accuracy(classifier.load(), (images * 255).round().to(torch.uint8), labels(asked))
     for head, must in (("colour", 0.95), ("background", 0.95), ("shape", 0.8), ("detail", 0.6)):
         assert shares[head] > must - 3 * (must * (1 - must) / len(asked)) ** 0.5, shares

@@ -30,7 +30,7 @@ from diffprobe.adapters.piecewise import PiecewiseLinearCodec
 from diffprobe.adapters.synthetic import Kind, Synthetic, synthetic_kernel
 from diffprobe.errors import UserError
 from diffprobe.measures.drift import gaussian_drift
-from diffprobe.model import EditSettings
+from diffprobe.model import EditSettings, GenerateSettings
 from diffprobe.paths import NoisePath, RectifiedFlow, VarianceExploding, VariancePreserving, transition
 
 SD = VariancePreserving.scaled_linear()
@@ -147,7 +147,7 @@ def test_named_classes_are_generated() -> None:
     model, world = exact_model("gmm"), four_classes()
     assert model.generator is not None
     assert model.codec is not None
-    images = model.generator.generate([f"class {k}" for k in range(4)] * 5, range(20), 60, 1.0)
+    images = model.generator.generate([f"class {k}" for k in range(4)] * 5, range(20), GenerateSettings(60, 1.0))
     assert images.shape == (20, 3, 8, 8)
     assert float(images.min()) >= 0
     assert float(images.max()) <= 1
@@ -165,7 +165,8 @@ def test_what_a_prompt_asks_for_is_generated_on_every_path(name: str, path: str)
     assert model.path is not None
 
     def classes(prompts: list[str]) -> list[int]:
-        latents = model.codec.encode(model.generator.generate(prompts, range(len(prompts)), 60, 1.0))  # type: ignore[union-attr]
+        images = model.generator.generate(prompts, range(len(prompts)), GenerateSettings(60, 1.0))  # type: ignore[union-attr]
+        latents = model.codec.encode(images)  # type: ignore[union-attr]
         return world.log_posterior(latents, 0.01, RectifiedFlow()).argmax(1).tolist()
 
     asked = list(range(world.classes)) * 3
@@ -175,6 +176,33 @@ def test_what_a_prompt_asks_for_is_generated_on_every_path(name: str, path: str)
         assert {world.parents[k] for k in drawn} == {1}
         assert len(set(drawn)) == 3
     assert len(set(classes(["anything"] * 60))) == world.classes
+
+
+def test_a_negative_prompt_and_a_size_mean_what_they_say() -> None:
+    """Guidance away from the class's own neighbour; no negative prompt is the empty one; scale 1 heeds none."""
+    model = exact_model("gmm")
+    assert model.generator is not None
+    prompts, seeds = ["class 0"] * 4, range(4)
+
+    def images(scale: float, negative: str | None, *sides: int) -> Tensor:
+        return model.generator.generate(prompts, seeds, GenerateSettings(20, scale, negative, *sides))  # type: ignore[union-attr]
+
+    assert torch.equal(images(3.0, None), images(3.0, ""))
+    assert torch.equal(images(1.0, None), images(1.0, "class 1"))
+    assert torch.equal(images(3.0, None), images(3.0, None, 8, 8))
+    assert torch.allclose(images(3.0, "class 0"), images(1.0, None), atol=1e-5), "away from what is asked for: nothing is left of guidance"
+    away, free = images(3.0, "class 1"), images(1.0, None)
+    assert model.codec is not None
+    shift = model.codec.encode(away - free + 0.5).flatten(1).mean(0).double()
+    means = four_classes().means
+    assert float(shift @ (means[0] - means[1])) > 0.5
+    alone = model.generator.generate(["class 0"], [2], GenerateSettings(20, 3.0, "class 1"))
+    assert torch.allclose(away[2:3], alone, atol=1e-6)
+    for sides in ((16, 8), (8, 16), (0, 8)):
+        with pytest.raises(UserError, match=f"are 8 x 8 pixels, not {sides[0]} x {sides[1]}: leave height and width out"):
+            images(3.0, None, *sides)
+    with pytest.raises(UserError, match="not 8 x 9"):
+        model.generator.generate(["class 0"], [0], GenerateSettings(20, 1.0, width=9))
 
 
 def test_prompts_allow_classes_and_groups() -> None:
@@ -266,7 +294,7 @@ def test_a_world_of_ones_own() -> None:
     assert model.editor is not None
     assert model.editor.size == 4
     assert model.generator is not None
-    assert model.generator.generate(["class 2"], [0], 10, 1.0).shape == (1, 3, 4, 4)
+    assert model.generator.generate(["class 2"], [0], GenerateSettings(10, 1.0)).shape == (1, 3, 4, 4)
     with pytest.raises(ValueError, match="does not fill"):
         World(isotropic(11, 3, separation=4.0, variance=0.1), world.codec)
 

@@ -75,10 +75,24 @@ class ImageEditor(Protocol):
         ...
 
 
-class ImageGenerator(Protocol):
-    """The deployed text-to-image pipeline itself: images [B, 3, H, W] in [0, 1]."""
+@dataclass(frozen=True)
+class GenerateSettings:
+    """How a generator is called; the names are those of diffusers. `height` and `width` are pixels; None is the pipeline's own choice.
 
-    def generate(self, prompts: Sequence[str], seeds: Sequence[int], num_inference_steps: int, guidance_scale: float) -> Tensor: ...
+    A negative prompt of None and an empty one differ where a pipeline puts zeros for none (Stable Diffusion XL).
+    """
+
+    num_inference_steps: int
+    guidance_scale: float
+    negative_prompt: str | None = None
+    height: int | None = None
+    width: int | None = None
+
+
+class ImageGenerator(Protocol):
+    """The deployed text-to-image pipeline itself: one prompt and one seed a sample to images [B, 3, H, W] in [0, 1]."""
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int], settings: GenerateSettings) -> Tensor: ...
 
 
 class Embedder(Protocol):
@@ -88,6 +102,15 @@ class Embedder(Protocol):
     def fingerprint(self) -> str: ...
 
     def __call__(self, images: Tensor) -> Tensor: ...
+
+
+class Distance(Protocol):
+    """How far apart two image batches [B, 3, H, W] in [0, 1] are to a trained eye: [B] float32, 0 for equal images (LPIPS)."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor: ...
 
 
 @runtime_checkable
@@ -141,9 +164,24 @@ class Memo:
 
 @dataclass(frozen=True, eq=False)
 class Rig:
-    """What one worker holds: the model and its instruments. `batch_size`, how many images run at once, is no part of a cell's identity."""
+    """What one worker holds: the model and its instruments, which look at single images (`embedders`) or compare two (`distances`).
+
+    `batch_size`, how many images run at once, is no part of a cell's identity.
+    """
 
     model: Model
     embedders: Mapping[str, Embedder]
     batch_size: int = 16
     memo: Memo = field(default_factory=Memo)
+    distances: Mapping[str, Distance] = field(default_factory=dict)
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """Those of the model, and "embedder" where something looks at single images."""
+        return self.model.capabilities | ({"embedder"} if self.embedders else set())
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Every instrument by its name and fingerprint."""
+        instruments: dict[str, Embedder | Distance] = {**self.embedders, **self.distances}
+        return {name: instrument.fingerprint for name, instrument in instruments.items()}

@@ -32,9 +32,13 @@ OTHERS = (
     Entry("exact:relu", "the four classes through a piecewise-linear decoder with exact Jacobians", ALL),
     Entry("exact:identity", "an editor that changes nothing: what is left is the codec", ALL),
     Entry("exact:<world>@<path>", "any of these on another noise path: vp (the default), ve, flow", ALL),
-    Entry("<folder>", "whatever `save_pretrained` wrote: Stable Diffusion 1.x, 2.x, XL and 3, InstructPix2Pix", "as deployed"),
+    Entry("<folder>", "whatever `save_pretrained` wrote: Stable Diffusion 1.x, 2.x, XL and 3, InstructPix2Pix, PixArt", "as deployed"),
     Entry("<owner>/<name>", "the same from the hub or its cache; HF_HOME and HF_HUB_OFFLINE are honoured", "as deployed"),
-    Entry("<pipeline>+<LoRA>", "a saved pipeline with LoRA weights on top: a folder, a file, or a hub id", "as its base"),
+    Entry(
+        "<pipeline>+<LoRA>",
+        "a saved pipeline with LoRA weights on top: a folder, a file, or a hub id; `+0.6*<LoRA>` at that strength",
+        "as its base",
+    ),
 )
 
 

@@ -13,23 +13,33 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from diffprobe.adapters.denoisers import EdmDenoiser, UNetDenoiser
-from diffprobe.adapters.pipelines import InstructEditor, PipelineEditor, PipelineGenerator, VaeCodec
+from diffprobe.adapters.pipelines import InstructEditor, PipelineEditor, PipelineGenerator, PixArtGenerator, VaeCodec, network_of
 from diffprobe.adapters.weights import LoadOptions, check_digests, damage, digest_file, digest_folder, quiet, resolve
 from diffprobe.errors import UserError
-from diffprobe.model import Model
+from diffprobe.model import ImageEditor, ImageGenerator, Model
 from diffprobe.paths import NoisePath, RectifiedFlow, VarianceExploding, VariancePreserving
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+#: What to do about a pipeline that cannot be loaded, by a word of the libraries' error.
+REMEDIES = {
+    "torchvision": "pip uninstall torchvision, which nothing here needs",
+    "tiktoken": "pip install sentencepiece protobuf, without which a T5 tokenizer's spiece.model is taken for tiktoken's",
+}
 
 
 @dataclass(frozen=True)
 class Family:
-    """The classes of a family: which one generates, which one edits, and how that one begins."""
+    """The classes of a family: which one generates, which one edits, how that one begins, and whether it draws other sizes than its own.
+
+    `bins`: the sides in latents for which the pipeline has resolutions of its own, and resizes from them to what is asked.
+    """
 
     generator: str | None
-    editor: str
+    editor: str | None
     begins: Literal["strength", "noise"] = "strength"
+    resizes: bool = True
+    bins: tuple[int, ...] = ()
 
 
 #: A folder saved from either class of a family will do.
@@ -38,15 +48,17 @@ FAMILIES = {
     "StableDiffusionXL": Family("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"),
     "StableDiffusion3": Family("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline"),
     "StableDiffusionInstructPix2Pix": Family(None, "StableDiffusionInstructPix2PixPipeline", begins="noise"),
-    "ClassConditional": Family("ClassConditionalPipeline", "ClassConditionalPipeline"),
+    "PixArtAlpha": Family("PixArtAlphaPipeline", None, bins=(32, 64, 128)),
+    "PixArtSigma": Family("PixArtSigmaPipeline", None, bins=(32, 64, 128, 256)),
+    "ClassConditional": Family("ClassConditionalPipeline", "ClassConditionalPipeline", resizes=False),
 }
 
 
-def load_pipeline(spec: str, options: LoadOptions, *, name: str | None = None, lora: str | None = None) -> Model:
+def load_pipeline(spec: str, options: LoadOptions, *, name: str | None = None, lora: str | None = None, lora_scale: float = 1.0) -> Model:
     """A folder written by `save_pretrained`, or a hub id, as a Model; `lora` is a folder or a hub id of LoRA weights on top of it.
 
-    The adapters are fused into the weights, so that the model costs what its base costs. Raises UserError where something is
-    not found, not known or damaged.
+    The adapters are fused into the weights with the strength `lora_scale`, so that the model costs what its base costs. Raises
+    UserError where something is not found, not known or damaged.
     """
     folder, origin = resolve(spec, options.revision, options.local_files_only)
     kind, absent = _family(folder, spec)
@@ -54,21 +66,20 @@ def load_pipeline(spec: str, options: LoadOptions, *, name: str | None = None, l
     device, dtype = options.place()
     identity = {**origin, "weights": digest_folder(folder), "family": kind, "dtype": str(dtype).removeprefix("torch.")}
     loaded = dtype if lora is None else torch.float32  # a fused adapter may be smaller than half precision resolves
-    made, pipe = _pipelines(folder, FAMILIES[kind], {"dtype": loaded, "variant": options.variant, **absent})
+    made, edits = _pipelines(folder, FAMILIES[kind], {"dtype": loaded, "variant": options.variant, **absent})
+    pipe = edits or made
     if lora is not None:
-        identity |= _add_lora(pipe, lora, options)
+        identity |= _add_lora(pipe, lora, options, lora_scale)
     with quiet():
         pipe.to(device, dtype)
     if pipe.vae.dtype != torch.float32:  # half precision overflows in SDXL's decoder, and blurs what is to be measured in any
         with quiet():
             pipe.vae.to(torch.float32)
-    for one in (made, pipe):
+    for one in (made, edits):
         if one is not None:
             one.set_progress_bar_config(disable=True)
     path, codec = _path(pipe.scheduler), VaeCodec(pipe.vae, device)
-    network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
-    size = int(network.config.sample_size) * int(pipe.vae_scale_factor)
-    editor = (InstructEditor if FAMILIES[kind].begins == "noise" else PipelineEditor)(pipe, codec, path, size)
+    editor = None if edits is None else _editor(edits, codec, path, FAMILIES[kind])
     if isinstance(editor, InstructEditor):
         identity["image_guidance_scale"] = str(editor.image_guidance_scale)
     model = Model(
@@ -76,7 +87,7 @@ def load_pipeline(spec: str, options: LoadOptions, *, name: str | None = None, l
         path=path,
         codec=codec,
         editor=editor,
-        generator=None if made is None else PipelineGenerator(made, codec),
+        generator=None if made is None else _generator(made, codec, FAMILIES[kind]),
         device=str(device),
         identity=identity,
     )
@@ -84,7 +95,7 @@ def load_pipeline(spec: str, options: LoadOptions, *, name: str | None = None, l
 
 
 def _pipelines(folder: Path, family: Family, options: dict[str, Any]) -> tuple[Any, Any]:
-    """The pipeline that generates, if there is one, and the one that edits, on the same parts."""
+    """The pipeline that generates and the one that edits, on the same parts; a family may lack either."""
     import diffusers
 
     from diffprobe.adapters.edm import ClassConditionalPipeline
@@ -94,21 +105,36 @@ def _pipelines(folder: Path, family: Family, options: dict[str, Any]) -> tuple[A
 
     try:
         with quiet():
-            made = known(family.generator or family.editor).from_pretrained(folder, use_safetensors=True, local_files_only=True, **options)
-            if family.generator is None:
-                return None, made
-            return made, made if family.editor == family.generator else known(family.editor).from_pipe(made, torch_dtype=None)
+            names = [name for name in (family.generator, family.editor) if name is not None]
+            made = known(names[0]).from_pretrained(folder, use_safetensors=True, local_files_only=True, **options)
+            edits = made if names[-1] == names[0] else known(names[-1]).from_pipe(made, torch_dtype=None)
+            return made if family.generator else None, edits if family.editor else None
     except ERRORS as error:
         found = damage(folder)
         if found:
             raise UserError(found, 4) from error
-        broken = "torchvision" in str(error)
-        remedy = "pip uninstall torchvision, which nothing here needs" if broken else "fetch it again or check its files"
+        remedy = next((told for sign, told in REMEDIES.items() if sign in str(error)), "fetch it again or check its files")
         raise UserError(f"cannot load the pipeline in {folder}: {_first_line(error)}; {remedy}", 4) from error
 
 
-def _add_lora(pipe: Any, spec: str, options: LoadOptions) -> dict[str, str]:
-    """Fuse LoRA weights into a pipeline; what identifies them."""
+def _editor(pipe: Any, codec: VaeCodec, path: NoisePath, family: Family) -> ImageEditor:
+    kind = InstructEditor if family.begins == "noise" else PipelineEditor
+    return kind(pipe, codec, path, _side(pipe))
+
+
+def _generator(pipe: Any, codec: VaeCodec, family: Family) -> ImageGenerator:
+    if family.bins:
+        return PixArtGenerator(pipe, codec, _side(pipe), binned=int(network_of(pipe).config.sample_size) in family.bins)
+    return PipelineGenerator(pipe, codec, _side(pipe), family.resizes)
+
+
+def _side(pipe: Any) -> int:
+    """The native side in pixels."""
+    return int(network_of(pipe).config.sample_size) * int(pipe.vae_scale_factor)
+
+
+def _add_lora(pipe: Any, spec: str, options: LoadOptions, scale: float) -> dict[str, str]:
+    """Fuse LoRA weights into a pipeline; what identifies them, the scale only where it is not 1."""
     file = Path(spec) if spec.endswith(".safetensors") and Path(spec).is_file() else None
     folder, origin = (file.parent, {"source": spec}) if file else resolve(spec, local_files_only=options.local_files_only)
     check_digests(folder)
@@ -117,13 +143,14 @@ def _add_lora(pipe: Any, spec: str, options: LoadOptions) -> dict[str, str]:
     try:
         with quiet():
             pipe.load_lora_weights(folder, weight_name=name, use_safetensors=True, local_files_only=True)
-            pipe.fuse_lora()
+            pipe.fuse_lora(lora_scale=scale)
             pipe.unload_lora_weights()
     except (*ERRORS, AttributeError) as error:
         if "PEFT" in str(error):
             raise UserError("LoRA weights need the peft library: pip install 'diffprobe[lora]'", 4) from error
         raise UserError(damage(folder) or f"cannot put the LoRA weights in {folder} on this pipeline: {_first_line(error)}", 4) from error
-    return {"lora": weights, **{f"lora_{key}": value for key, value in origin.items()}}
+    strength = {} if scale == 1 else {"lora_scale": str(scale)}
+    return {"lora": weights, **{f"lora_{key}": value for key, value in origin.items()}, **strength}
 
 
 def _lora_file(folder: Path) -> str:

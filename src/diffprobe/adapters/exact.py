@@ -22,7 +22,7 @@ from diffprobe.adapters.decoders import ExactCodec, LinearCodec, LowRankCodec, o
 from diffprobe.adapters.mixtures import GaussianMixture, anisotropic, hierarchical
 from diffprobe.adapters.piecewise import PiecewiseLinearCodec
 from diffprobe.errors import UserError, unknown
-from diffprobe.model import Denoiser, Edited, EditSettings, Level, Model
+from diffprobe.model import Denoiser, Edited, EditSettings, GenerateSettings, Level, Model
 from diffprobe.paths import NoisePath, RectifiedFlow, VarianceExploding, VariancePreserving, executed_steps
 from diffprobe.sampling import Guidance, Sampler, final, guided, noised, start, trajectory
 
@@ -114,10 +114,18 @@ class ExactGenerator:
     path: NoisePath
     condition: Callable[[Sequence[str]], Tensor]
 
-    def generate(self, prompts: Sequence[str], seeds: Sequence[int], num_inference_steps: int, guidance_scale: float) -> Tensor:
-        times = self.path.levels(num_inference_steps)
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int], settings: GenerateSettings) -> Tensor:
+        """One image a prompt and seed; guidance is active above scale 1. Raises UserError for a size other than the world's own."""
+        own = self.codec.image[1:]
+        asked = tuple(side if given is None else given for side, given in zip(own, (settings.height, settings.width), strict=True))
+        if asked != own:
+            told = " x ".join(map(str, asked))
+            raise UserError(f"this world's images are {own[0]} x {own[1]} pixels, not {told}: leave height and width out")
+        times, denoiser = self.path.levels(settings.num_inference_steps), self.denoiser
+        if settings.guidance_scale > 1:
+            negative = None if settings.negative_prompt is None else self.condition([settings.negative_prompt] * len(prompts))
+            denoiser = guided(denoiser, self.path, Guidance(settings.guidance_scale, negative=negative))
         x = start(self.path, times[0], self.codec.latent, seeds, "exact.generate")
-        denoiser = guided(self.denoiser, self.path, Guidance(max(guidance_scale, 1.0)))
         return self.codec.decode(final(trajectory(denoiser, self.path, x, times, cond=self.condition(prompts)))).clamp(0, 1)
 
 

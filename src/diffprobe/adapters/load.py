@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Literal
 
 from diffprobe.adapters.weights import LoadOptions
 from diffprobe.errors import UserError, unknown
-from diffprobe.model import Embedder, Model, Rig
+from diffprobe.model import Distance, Embedder, Model, Rig
 
 
 def load(
@@ -23,7 +24,7 @@ def load(
 ) -> Model:
     """A model by name: a member of the embedded family, 'exact:<world>', a folder of a saved diffusers pipeline, or a hub id.
 
-    '<model>+<folder or hub id>' puts LoRA weights on top of a pipeline.
+    '<model>+<folder or hub id>' puts LoRA weights on top of a pipeline, '<model>+0.6*<folder or hub id>' at that strength.
     Raises UserError with the remedy where it cannot be found, fetched or read.
     """
     from diffprobe.adapters.embedded import MEMBERS, load_member
@@ -45,39 +46,91 @@ def load(
 
 
 def _with_lora(spec: str, options: LoadOptions) -> Model:
-    """'<pipeline>+<LoRA>'; members of the family stand on either side by name, and are identified by it."""
+    """'<pipeline>+<LoRA>' or '<pipeline>+<scale>*<LoRA>'; members of the family stand on either side by name, and are identified by it."""
     from diffprobe.adapters.diffusers import load_pipeline
     from diffprobe.adapters.embedded import LORAS, MEMBERS, folder
 
-    base, _, lora = spec.rpartition("+")
+    base, _, rest = spec.rpartition("+")
+    scale, lora = _scaled(rest)
     if not base or not lora:
         raise UserError(f"'{spec}' lacks a side: give <pipeline>+<folder or hub id of LoRA weights>")
     if base.startswith("exact:") or base in LORAS:
         raise UserError(f"'{base}' takes no LoRA weights: they go on top of a saved pipeline")
     places = [str(folder(part)) if part in MEMBERS else part for part in (base, lora)]
-    name = f"{base if base in MEMBERS else Path(base).name}+{lora if lora in MEMBERS else Path(lora).stem}"
-    model = load_pipeline(places[0], options, name=name, lora=places[1])
+    strength = "" if scale == 1 else f"{scale:g}*"
+    name = f"{base if base in MEMBERS else Path(base).name}+{strength}{lora if lora in MEMBERS else Path(lora).stem}"
+    model = load_pipeline(places[0], options, name=name, lora=places[1], lora_scale=scale)
     named = {key: part for key, part in (("source", base), ("lora_source", lora)) if part in MEMBERS}
     return replace(model, identity={**model.identity, **named})
 
 
+def _scaled(lora: str) -> tuple[float, str]:
+    """The strength of a LoRA and where it lies, of '0.6*<LoRA>' or '<LoRA>'; raises UserError for what is no number."""
+    number, star, place = lora.partition("*")
+    if not star or Path(lora).exists():
+        return 1.0, lora
+    try:
+        scale = float(number)
+    except ValueError:
+        scale = math.nan
+    if not math.isfinite(scale):
+        raise UserError(f"'{number}' is no LoRA scale: give a number before the star, as in <pipeline>+0.6*<LoRA>")
+    return scale, place
+
+
 def rig(model: Model, embedders: Sequence[str] = ("embedded",), *, batch_size: int = 16) -> Rig:
-    """The model with its instruments by name: 'embedded', or 'clip:<folder or hub id>'. They run where the model runs."""
+    """The model with its instruments by name, of EMBEDDERS, of DISTANCES, or an import path. They run where the model runs.
+
+    Raises UserError for a name that is not known or given twice before anything is loaded.
+    """
     options = LoadOptions(device=model.device)
-    return Rig(model, {name: load_embedder(name, options) for name in embedders}, batch_size)
+    for name in embedders:
+        if name.partition(":")[0] not in DISTANCES:
+            _loader(name)
+        if list(embedders).count(name) > 1:
+            raise UserError(f"the instrument '{name}' is named twice: name it once")
+    looks = {name: load_embedder(name, options) for name in embedders if name.partition(":")[0] not in DISTANCES}
+    comparisons = {name: load_distance(name, options) for name in embedders if name not in looks}
+    found = Rig(model, looks, batch_size, distances=comparisons)
+    names = {fingerprint: name for name, fingerprint in found.fingerprints.items()}
+    for name, fingerprint in found.fingerprints.items():
+        if names[fingerprint] != name:
+            raise UserError(f"'{name}' and '{names[fingerprint]}' are one instrument ({fingerprint}): name it once")
+    return found
 
 
 def load_embedder(name: str, options: LoadOptions) -> Embedder:
-    """An instrument by name; raises UserError with the nearest valid name for one that is not known."""
+    """An instrument that looks at single images, by name; raises UserError with the nearest valid name for one that is not known."""
+    return _loader(name)(name.partition(":")[2], options)
+
+
+def load_distance(name: str, options: LoadOptions) -> Distance:
+    """An instrument that compares two images, by name; raises UserError with the nearest valid name for one that is not known."""
     kind, _, spec = name.partition(":")
-    if kind not in EMBEDDERS:
-        raise unknown("embedder", name, EMBEDDERS)
-    return EMBEDDERS[kind](spec, options)
+    if kind not in DISTANCES:
+        raise unknown("distance", kind, DISTANCES)
+    return DISTANCES[kind](spec, options)
+
+
+def _loader(name: str) -> Callable[[str, LoadOptions], Embedder]:
+    """What loads an embedder of this name; raises UserError where nothing does."""
+    kind = name.partition(":")[0]
+    if kind in EMBEDDERS:
+        return EMBEDDERS[kind]
+    if kind in DISTANCES:
+        raise UserError(f"'{name}' compares two images and gives no features: name an embedder, such as 'embedded'")
+    from diffprobe.adapters.custom import is_import_path, load_custom
+
+    if is_import_path(name):
+        return lambda _, options: load_custom(name, options)
+    raise unknown("embedder", kind, [*EMBEDDERS, *DISTANCES, "<package.module>:<attribute>"])
 
 
 def _embedded(spec: str, options: LoadOptions) -> Embedder:
     from diffprobe.adapters.embedded import load_embedded_clip
 
+    if spec:
+        raise UserError(f"'embedded' takes no '{spec}': there is one embedded CLIP; for another give 'clip:<folder or hub id>'")
     return load_embedded_clip(options)
 
 
@@ -87,4 +140,37 @@ def _clip(spec: str, options: LoadOptions) -> Embedder:
     return load_clip(spec, options)
 
 
-EMBEDDERS: dict[str, Callable[[str, LoadOptions], Embedder]] = {"embedded": _embedded, "clip": _clip}
+def _siglip(spec: str, options: LoadOptions) -> Embedder:
+    from diffprobe.adapters.embedders import load_siglip
+
+    return load_siglip(spec, options)
+
+
+def _dinov2(spec: str, options: LoadOptions) -> Embedder:
+    from diffprobe.adapters.embedders import load_dinov2
+
+    return load_dinov2(spec, options)
+
+
+def _inception(spec: str, options: LoadOptions) -> Embedder:
+    from diffprobe.adapters.inception import load_inception
+
+    return load_inception(spec, options)
+
+
+def _lpips(spec: str, options: LoadOptions) -> Distance:
+    from diffprobe.adapters.lpips import load_lpips
+
+    return load_lpips(spec, options)
+
+
+#: '<kind>' or '<kind>:<spec>' to what looks at single images.
+EMBEDDERS: dict[str, Callable[[str, LoadOptions], Embedder]] = {
+    "embedded": _embedded,
+    "clip": _clip,
+    "siglip": _siglip,
+    "dinov2": _dinov2,
+    "inception": _inception,
+}
+#: The same, to what compares two images.
+DISTANCES: dict[str, Callable[[str, LoadOptions], Distance]] = {"lpips": _lpips}

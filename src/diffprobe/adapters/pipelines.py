@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import lcm
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from diffprobe import rng
 from diffprobe.errors import UserError
-from diffprobe.model import Edited, EditSettings, Level
+from diffprobe.model import Edited, EditSettings, GenerateSettings, Level
 from diffprobe.paths import NoisePath, VariancePreserving
 
 
@@ -109,30 +110,100 @@ class InstructEditor:
 
 @dataclass(frozen=True, eq=False)
 class PipelineGenerator:
-    """A deployed text-to-image pipeline: images [B, 3, H, W] in [0, 1]. Decoding is float32, whatever the network runs in."""
+    """A deployed text-to-image pipeline: images [B, 3, H, W] in [0, 1]. Decoding is float32, whatever the network runs in.
+
+    `size` is its native side in pixels, `resizes` false where it draws no other.
+    """
 
     pipe: Any
     codec: VaeCodec
+    size: int
+    resizes: bool = True
 
-    def generate(self, prompts: Sequence[str], seeds: Sequence[int], num_inference_steps: int, guidance_scale: float) -> Tensor:
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int], settings: GenerateSettings) -> Tensor:
+        """One image a prompt and seed; raises UserError for a size that the pipeline cannot draw."""
+        height, width = _sides(settings, self.size)
+        if self.resizes:
+            _check_sides(self.pipe, height, width)
+        elif (height, width) != (self.size, self.size):
+            raise UserError(
+                f"this pipeline draws {self.size} x {self.size} pixels alone, not {height} x {width}: leave height and width out"
+            )
+        sides = {"height": height, "width": width} if self.resizes else {}
         with torch.no_grad():
-            latents = self.pipe(
-                prompt=list(prompts),
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
-                generator=rng.generators(seeds),
-                output_type="latent",
-                return_dict=False,
-            )[0]
+            latents = self.pipe(**sides, **_call(prompts, seeds, settings))[0]
             return self.codec.decode(latents.float()).clamp(0, 1)
 
 
-def _call(prompts: Sequence[str], seeds: Sequence[int], settings: EditSettings) -> dict[str, Any]:
+@dataclass(frozen=True, eq=False)
+class PixArtGenerator:
+    """A deployed PixArt pipeline (Chen et al. 2024). Where `binned`, it draws at the one of its own resolutions with the nearest aspect
+    ratio and then resizes and crops, so that any size can be asked for; a network that has no such resolutions draws what is asked.
+
+    Captions are lowered and stripped, not cleaned: the pipeline's cleaning hangs on packages that may or may not be there.
+    """
+
+    pipe: Any
+    codec: VaeCodec
+    size: int
+    binned: bool
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int], settings: GenerateSettings) -> Tensor:
+        """One image a prompt and seed; raises UserError for a size that the pipeline cannot draw."""
+        height, width = _sides(settings, self.size)
+        if not self.binned:
+            _check_sides(self.pipe, height, width)
+        call = _call(prompts, seeds, settings)
+        with torch.no_grad():
+            latents = self.pipe(height=height, width=width, use_resolution_binning=self.binned, clean_caption=False, **call)[0]
+            return _fitted(self.codec.decode(latents.float()), height, width).clamp(0, 1)
+
+
+def network_of(pipe: Any) -> Any:
+    """What denoises in a pipeline: its U-Net or its transformer."""
+    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+
+
+def _sides(settings: GenerateSettings, size: int) -> tuple[int, int]:
+    """The height and width asked for; a pipeline that is given one of the two alone may ignore it."""
+    height, width = (size if side is None else side for side in (settings.height, settings.width))
+    if min(height, width) < 1:
+        raise UserError(f"an image of {height} x {width} pixels has no pixel: leave height and width out for {size} x {size}")
+    return height, width
+
+
+def _check_sides(pipe: Any, height: int, width: int) -> None:
+    """Raise UserError for sides that are not whole patches of whole latents, or outgrow a table of positions."""
+    config, scale = network_of(pipe).config, int(pipe.vae_scale_factor)
+    patch = int(getattr(config, "patch_size", 1))
+    step = lcm(8, scale * patch)
+    if height % step or width % step:
+        near = " x ".join(str(max(round(side / step), 1) * step) for side in (height, width))
+        raise UserError(f"this pipeline draws sides in multiples of {step} pixels, not {height} x {width}: try {near}")
+    most = scale * patch * int(getattr(config, "pos_embed_max_size", None) or max(height, width))
+    if max(height, width) > most:
+        raise UserError(f"this pipeline draws sides of at most {most} pixels, not {height} x {width}: ask for less")
+
+
+def _fitted(images: Tensor, height: int, width: int) -> Tensor:
+    """Images resized to cover height x width, and their middle: PixArt's own rule, which loses a pixel where a ratio rounds down."""
+    old_height, old_width = images.shape[-2:]
+    if (old_height, old_width) == (height, width):
+        return images
+    ratio = max(height / old_height, width / old_width)
+    covering = (max(int(old_height * ratio), height), max(int(old_width * ratio), width))
+    resized = torch.nn.functional.interpolate(images, size=covering, mode="bilinear", align_corners=False)
+    top, left = (covering[0] - height) // 2, (covering[1] - width) // 2
+    return resized[..., top : top + height, left : left + width]
+
+
+def _call(prompts: Sequence[str], seeds: Sequence[int], settings: EditSettings | GenerateSettings) -> dict[str, Any]:
+    against = {} if settings.negative_prompt is None else {"negative_prompt": [settings.negative_prompt] * len(prompts)}
     return {
         "prompt": list(prompts),
         "num_inference_steps": settings.num_inference_steps,
         "guidance_scale": settings.guidance_scale,
-        "negative_prompt": [settings.negative_prompt] * len(prompts),
+        **against,
         "generator": rng.generators(seeds),
         "output_type": "latent",
         "return_dict": False,
