@@ -10,36 +10,60 @@ import pytest
 import torch
 
 from diffprobe.adapters.load import load
+from diffprobe.errors import UserError
 from diffprobe.model import Model, Rig
 from diffprobe.probes import PROBES
 from diffprobe.probes.base import Cell, Probe, key
+from diffprobe.probes.consistency import Consistency
 from diffprobe.probes.drift import Drift
 from diffprobe.runs.execute import Step, execute, plan
+from diffprobe.runs.pairing import paired
+from diffprobe.runs.result import check, start
 from diffprobe.runs.store import Store
+from diffprobe.runs.study import settings
+from tests.small import Pixels
 
 WORLDS = ("gaussian", "gmm", "identity", "hierarchical", "anisotropic@ve", "low-rank@flow", "relu")
-MODELS = (*(f"exact:{world}" for world in WORLDS), "sd", "sdxl", "sd3", "flow", "edm", "edit", "sd+lora")
+MODELS = (*(f"exact:{world}" for world in WORLDS), "sd", "sdxl", "sd3", "flow", "edm", "edit", "pixart", "sd+lora")
 SMALL: dict[str, Probe] = {
-    "drift": Drift(count=5, prompt_sets=("null",), strengths=(0.4,), num_inference_steps=(5,), guidance_scale=(3.0,))
+    "drift": Drift(count=5, prompt_sets=("null",), strengths=(0.4,), num_inference_steps=(5,), guidance_scale=(3.0,)),
+    "consistency": Consistency(count=2, repetitions=3, num_inference_steps=4, guidance_scale=3.0),
 }
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def model(request: pytest.FixtureRequest, pipelines: Callable[[str], Path]) -> Model:
-    name = str(request.param)
+#: What a model cannot be asked: an editor of instructions draws nothing from a prompt, PixArt edits nothing.
+LACKING = {("edit", "consistency"), ("pixart", "drift")}
+
+
+@pytest.fixture(scope="module", params=[(m, p) for m in MODELS for p in sorted(PROBES) if (m, p) not in LACKING], ids="-".join)
+def asked(request: pytest.FixtureRequest, pipelines: Callable[[str], Path]) -> tuple[Model, Probe]:
+    name, probe = request.param
+    return loaded(name, pipelines), SMALL[probe]
+
+
+@pytest.fixture
+def model(asked: tuple[Model, Probe]) -> Model:
+    return asked[0]
+
+
+@pytest.fixture
+def probe(asked: tuple[Model, Probe]) -> Probe:
+    return asked[1]
+
+
+def loaded(name: str, pipelines: Callable[[str], Path]) -> Model:
     return load(name if name.startswith("exact:") else "+".join(str(pipelines(part)) for part in name.split("+")))
 
 
-@pytest.fixture(params=sorted(PROBES))
-def probe(request: pytest.FixtureRequest) -> Probe:
-    return SMALL[str(request.param)]
+def rig(model: Model, batch_size: int = 16) -> Rig:
+    return Rig(model, {"pixels": Pixels()}, batch_size)
 
 
-def run(steps: Iterable[Step], rig: Rig, folder: Path) -> dict[str, pa.Table]:
+def run(steps: Iterable[Step], worker: Rig, folder: Path) -> dict[str, pa.Table]:
     """Each cell's record by its key."""
     steps, store = list(steps), Store(folder)
     with store.writing():
-        execute(steps, store, rig, lambda state: None)
+        execute(steps, store, worker, lambda state: None)
     assert not store.failures(), next(iter(store.failures().values()))["error"]
     return {step.key: store.get(step.probe, step.cell) for step in steps}
 
@@ -59,8 +83,9 @@ def close(a: dict[str, pa.Table], b: dict[str, pa.Table], tolerance: float) -> N
                 assert left == right, name
 
 
-def test_cells_are_plain_values(probe: Probe) -> None:
-    for cell in probe.plan():
+@pytest.mark.parametrize("name", sorted(PROBES))
+def test_cells_are_plain_values(name: str) -> None:
+    for cell in SMALL[name].plan():
         again: Cell = pickle.loads(pickle.dumps(cell))
         assert again == cell
         assert key(again) == key(cell)
@@ -69,13 +94,13 @@ def test_cells_are_plain_values(probe: Probe) -> None:
 
 def test_the_same_cell_gives_the_same_bits(model: Model, probe: Probe, tmp_path: Path) -> None:
     steps = plan([probe.suited(model)])
-    first, second = (run(steps, Rig(model, {}), tmp_path / name) for name in "ab")
+    first, second = (run(steps, rig(model), tmp_path / name) for name in "ab")
     assert all(first[identity].equals(second[identity]) for identity in first)
 
 
 def test_batches_change_nothing_beyond_rounding(model: Model, probe: Probe, tmp_path: Path) -> None:
     steps = plan([probe.suited(model)])
-    one, many = (run(steps, Rig(model, {}, batch_size=size), tmp_path / str(size)) for size in (2, 16))
+    one, many = (run(steps, rig(model, size), tmp_path / str(size)) for size in (2, 16))
     close(one, many, 1e-4)
 
 
@@ -84,16 +109,16 @@ def test_the_order_of_cells_changes_nothing(model: Model, probe: Probe, tmp_path
     steps = plan([probe.suited(model)])
     first, rest = ([step for step in steps if bool(step.cell.inputs()) == later] for later in (False, True))
     turned = [*first, *rest[::-1]]
-    forward, backward = run(steps, Rig(model, {}), tmp_path / "a"), run(turned, Rig(model, {}), tmp_path / "b")
+    forward, backward = run(steps, rig(model), tmp_path / "a"), run(turned, rig(model), tmp_path / "b")
     assert all(forward[identity].equals(backward[identity]) for identity in forward)
 
 
 def test_a_run_resumes_where_it_stopped(model: Model, probe: Probe, tmp_path: Path) -> None:
     steps = plan([probe.suited(model)])
-    whole, store = run(steps, Rig(model, {}), tmp_path / "whole"), Store(tmp_path / "parts")
+    whole, store = run(steps, rig(model), tmp_path / "whole"), Store(tmp_path / "parts")
     with store.writing():
         for part in (steps[: len(steps) // 2], steps):
-            execute(part, store, Rig(model, {}), lambda state: None)
+            execute(part, store, rig(model), lambda state: None)
     assert all(store.get(step.probe, step.cell).equals(whole[step.key]) for step in steps)
 
 
@@ -104,15 +129,32 @@ def test_no_global_generator_is_read_or_moved(model: Model, probe: Probe, tmp_pa
         torch.manual_seed(seed)
         np.random.seed(seed)
         state, other = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"]
-        records.append(run(steps, Rig(model, {}), tmp_path / name))
+        records.append(run(steps, rig(model), tmp_path / name))
         assert torch.equal(torch.get_rng_state(), state)
         assert np.array_equal(np.random.get_state(legacy=False)["state"]["key"], other)
     assert all(records[0][identity].equals(records[1][identity]) for identity in records[0])
 
 
 def test_needs_name_real_capabilities(model: Model, probe: Probe) -> None:
-    assert probe.needs <= {"path", "denoiser", "codec", "condition", "editor", "generator"}
-    assert probe.needs <= model.capabilities
+    assert probe.needs <= {"path", "denoiser", "codec", "condition", "editor", "generator", "embedder"}
+    assert probe.needs <= rig(model).capabilities
     assert probe.cites
     assert probe.method
     assert probe.question.endswith("?")
+
+
+def test_what_a_run_offers_for_comparison(model: Model, probe: Probe, tmp_path: Path) -> None:
+    """Equal to itself in every unit; rows are named by columns that the records have, settings by those of the probe."""
+    done = start(rig(model), [probe.suited(model)], tmp_path)
+    pairing = paired(done, done, probe.name)
+    assert pairing.rate == 1
+    assert any(pair.base_comparable.headline for pair in pairing.pairs)
+    assert all(pair.units and np.array_equal(pair.base, pair.other) for pair in pairing.pairs)
+    assert probe.free <= set(settings(probe))
+    assert done.findings[probe.name].estimates
+
+
+@pytest.mark.parametrize(("name", "probe"), sorted(LACKING))
+def test_what_a_model_lacks_is_told(name: str, probe: str, pipelines: Callable[[str], Path]) -> None:
+    with pytest.raises(UserError, match=f"{probe} needs .*drop the probe"):
+        check([SMALL[probe]], rig(loaded(name, pipelines)))

@@ -1,6 +1,7 @@
 """Floor 3: one question each. A probe plans cells, the cells measure themselves, and the probe sums their records up."""
 
+from diffprobe.probes.consistency import Consistency
 from diffprobe.probes.drift import Drift
 
 #: Every probe by its name.
-PROBES: dict[str, type[Drift]] = {"drift": Drift}
+PROBES: dict[str, type[Drift] | type[Consistency]] = {"drift": Drift, "consistency": Consistency}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -12,7 +13,7 @@ from typing import Any, ClassVar, Literal, Protocol, cast
 
 import pyarrow as pa
 
-from diffprobe.measures.stats import Estimate
+from diffprobe.measures.stats import Estimate, Interval
 from diffprobe.model import Model, Rig
 
 #: The name of a cell class to all its records, with `cell` (key) and `row` (index in the cell) as extra columns.
@@ -77,6 +78,16 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a cell holds plain values only, not {type(value).__name__}")
 
 
+Facets = Mapping[str, str | float | int | bool]
+
+
+def estimated(probe: str, quantity: str, interval: Interval, n: int, facets: Facets | None = None, unit: str = "") -> Estimate:
+    """An interval as an estimate; one that is not finite is null, with the reason."""
+    value, lo, hi = (float(part) if math.isfinite(part) else None for part in interval)
+    reason = None if value is not None else "not defined on these samples" if n else "no sample counts"
+    return Estimate(probe, quantity, value, lo, hi, n, unit, facets or {}, reason)
+
+
 @dataclass(frozen=True)
 class Axis:
     """A column of a chart's rows and the title that a reader sees."""
@@ -92,7 +103,8 @@ class Chart:
 
     kind "line": y over x, one line a series, with a band where `lo` and `hi` name columns. "interval": points with error
     bars. "bar": one bar a category of x with error bars. "scatter": points alone. "stack": bars stacked by series.
-    `curves` are fitted lines drawn over it (same columns, without intervals).
+    `curves` are fitted lines drawn over it (same columns, without intervals). `guide` is a thin line to read by: where the value
+    is zero, or where it equals x.
     """
 
     name: str
@@ -107,6 +119,7 @@ class Chart:
     series: Axis | None = None
     facet: Axis | None = None
     curves: tuple[Row, ...] = ()
+    guide: Literal["zero", "diagonal"] | None = None
 
 
 @dataclass(frozen=True)
@@ -120,13 +133,16 @@ class Card:
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A row of the gallery: pictures by their path under `media/`, and the numbers beside them."""
+    """A row of the gallery: pictures by what they are called there (their path under `media/`), and the numbers beside them.
+
+    `contrast` adds to two pictures of one size what differs between them.
+    """
 
     label: str
     caption: str
-    original: str
-    edited: str
+    pictures: Mapping[str, str]
     numbers: Mapping[str, float | str] = field(default_factory=dict)
+    contrast: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,13 +156,41 @@ class Findings:
     gallery: tuple[Exhibit, ...] = ()
 
 
+@dataclass(frozen=True)
+class Comparable:
+    """One quantity, a value a unit, for comparison with the same quantity of another run; pairs are made by the unit's name.
+
+    `more` and `less` say in a sentence what a higher and a lower mean is ("is more consistent than"); `better` says which of the
+    two a release wants, None where neither. `pictures` are those of a unit, as in an Exhibit. A probe's headline
+    quantities are tested in a family of their own.
+    """
+
+    quantity: str
+    title: str
+    per: str  # what a unit is: image, prompt
+    values: Mapping[str, float]
+    more: str
+    less: str
+    unit: str = ""
+    better: Literal["higher", "lower"] | None = None
+    headline: bool = False
+    facets: Facets = field(default_factory=dict)
+    pictures: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
 class Probe(Protocol):
-    """The question and its settings: a frozen dataclass. `plan` and `summarise` are pure: no model, no GPU."""
+    """The question and its settings: a frozen dataclass. `plan`, `summarise` and `comparables` are pure: no model, no GPU.
+
+    A row of `rows` is known in another run by its columns `aligned`. Runs whose settings differ are compared only where the
+    difference is among `free`: settings that choose which rows there are, or how they are summed up.
+    """
 
     name: ClassVar[str]
     question: ClassVar[str]
     needs: ClassVar[frozenset[str]]
     rows: ClassVar[str]  # the class of cells whose records users mean by "the rows"
+    aligned: ClassVar[tuple[str, ...]]
+    free: ClassVar[frozenset[str]]
     cites: ClassVar[tuple[str, ...]]
     method: ClassVar[str]
 
@@ -161,3 +205,7 @@ class Probe(Protocol):
         ...
 
     def summarise(self, records: Records) -> Findings: ...
+
+    def comparables(self, records: Records) -> tuple[Comparable, ...]:
+        """What can be set against another run of this probe, from the rows that the two share."""
+        ...

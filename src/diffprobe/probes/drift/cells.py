@@ -17,7 +17,8 @@ from diffprobe.images import Rendered, Source
 from diffprobe.measures import drift, similarity
 from diffprobe.model import EditSettings, Level, Rig
 from diffprobe.probes.base import Cell, Cost
-from diffprobe.probes.drift.looks import DIRECTIONS, compare, decode, embedded, features, flaw, gains, linear, resized, valid, vectors, webp
+from diffprobe.probes.drift.looks import DIRECTIONS, apart, compare, decode, embedded, gains, linear
+from diffprobe.probes.looks import features, flaw, resized, valid, vectors, webp
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Originals:
             "latent": vectors(latents.flatten(1)),
             "shape": [list(latents.shape[1:])] * len(latents),
             **compare(seen, rebuilt, flags),
+            **apart(rig, seen, rebuilt, flags),
         }
         if self.gain:
             columns["gain"] = gains(rig, latents)
@@ -147,6 +149,7 @@ class Edits:
         flags = [flag or flaw(image) for flag, image in zip(flags, edited, strict=True)]
         columns: dict[str, Any] = {
             "image": originals["image"],
+            "content": [content(source) for source in self.originals.sources],
             "domain": originals["domain"],
             "prompt_set": [self.prompt_set] * len(flags),
             "prompt": prompts,
@@ -154,6 +157,7 @@ class Edits:
             **_constants(self, strength, level, guided, len(flags)),
             "flag": flags,
             **compare(seen, shown, flags),
+            **apart(rig, seen, shown, flags),
             **embedded(rig, originals, shown, prompts, flags),
         }
         if self.budget:
@@ -170,6 +174,11 @@ class Edits:
 def name(source: Source | Rendered) -> str:
     """How a record names an image: its path as given, or the scene's number."""
     return source.path if isinstance(source, Source) else f"scene {source.world_seed}/{source.index}"
+
+
+def content(source: Source | Rendered) -> str:
+    """What an image is, whatever it is called: the digest of its file, or the scene's number."""
+    return source.digest if isinstance(source, Source) else name(source)
 
 
 def domain(source: Source | Rendered) -> str:

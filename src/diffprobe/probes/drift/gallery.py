@@ -9,6 +9,7 @@ import pandas as pd
 
 from diffprobe import rng
 from diffprobe.probes.base import Exhibit, Records
+from diffprobe.probes.drift.slices import LOOKS
 
 _RANDOM = 4
 
@@ -32,7 +33,8 @@ def exhibits(edits: pd.DataFrame, records: Records) -> Iterator[Exhibit]:
     ]:
         row = shown.loc[place]
         names = {"mse": "MSE", "psnr": "PSNR (dB)", "ssim": "SSIM", "strength": "strength"}
-        names |= {name: f"distance ({name.removeprefix('cosine:')})" for name in shown if name.startswith("cosine:")}
+        names |= {name: f"distance ({name.removeprefix('cosine:')})" for name in shown if name.startswith(LOOKS)}
         numbers: dict[str, float | str] = {told: float(row[name]) for name, told in names.items() if np.isfinite(row[name])}
         prompt = f"“{row['prompt']}”" if row["prompt"] else "the empty prompt"
-        yield Exhibit(label, f"{row['image']}, {row['domain']}; {prompt}", originals[row["image"]], row["picture"], numbers)
+        pictures = {"original": originals[row["image"]], "edited": row["picture"]}
+        yield Exhibit(label, f"{row['image']}, {row['domain']}; {prompt}", pictures, numbers, contrast=True)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from io import BytesIO
 
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image
 from torch import Tensor
 
 from diffprobe import rng
 from diffprobe.measures import similarity
-from diffprobe.model import Embedder, Rig, TextEmbedder
+from diffprobe.model import Rig, TextEmbedder
+from diffprobe.probes.looks import features, valid
 
 DIRECTIONS = 4  # random directions for the decoder's mean gain
-_THUMBNAIL = 512  # longest side of a gallery picture
 _STEP = 0.01  # of the difference that stands for a derivative; latents are of order 1
 
 
@@ -24,12 +22,6 @@ def decode(rig: Rig, latents: Tensor) -> Tensor:
     assert rig.model.codec is not None
     with torch.no_grad():
         return torch.cat([rig.model.codec.decode(part).float().cpu() for part in latents.split(rig.batch_size)])
-
-
-def resized(batch: Tensor, size: int) -> Tensor:
-    if batch.shape[-1] == size:
-        return batch
-    return torch.nn.functional.interpolate(batch, (size, size), mode="bilinear", antialias=True)
 
 
 def compare(seen: Tensor, shown: Tensor, flags: Sequence[str | None]) -> dict[str, list[float | None]]:
@@ -56,8 +48,10 @@ def embedded(
     return columns
 
 
-def features(rig: Rig, embedder: Embedder, batch: Tensor) -> Tensor:
-    return torch.cat([embedder(part) for part in batch.split(rig.batch_size)])
+def apart(rig: Rig, seen: Tensor, shown: Tensor, flags: Sequence[str | None]) -> dict[str, list[float | None]]:
+    """What each of the rig's distances says of images [B, 3, H, W] in [0, 1], by its name; nothing where the rig has none."""
+    pairs = list(zip(seen.split(rig.batch_size), shown.split(rig.batch_size), strict=True))
+    return {label: valid(torch.cat([distance(*pair) for pair in pairs]), flags) for label, distance in rig.distances.items()}
 
 
 def linear(rig: Rig, latents: Tensor, change: Tensor) -> Tensor:
@@ -77,29 +71,3 @@ def gains(rig: Rig, latents: Tensor) -> list[float]:
     draws = [rng.normal(latents.shape[1:], f"drift.gain.{i}", [0]).expand_as(latents) for i in range(DIRECTIONS)]
     total = torch.stack([linear(rig, latents, draw) for draw in draws]).mean(0)
     return [float(value) for value in total / latents[0].numel()]
-
-
-def flaw(image: Tensor) -> str | None:
-    if not bool(torch.isfinite(image).all()):
-        return "not finite"
-    return "constant" if float(image.std()) < 1e-4 else None
-
-
-def valid(values: Tensor, flags: Sequence[str | None]) -> list[float | None]:
-    """Numbers as a column, null where the sample does not count or the number does not exist."""
-    numbers = [float(value) for value in values]
-    return [None if flag or not np.isfinite(number) else number for number, flag in zip(numbers, flags, strict=True)]
-
-
-def vectors(matrix: Tensor) -> pa.FixedSizeListArray:
-    flat = pa.array(matrix.float().cpu().contiguous().numpy().ravel())
-    return pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1])
-
-
-def webp(image: Tensor) -> bytes:
-    """Lossless WebP of an image [3, H, W] in [0, 1], at most 512 pixels on a side."""
-    small = resized(image[None], min(_THUMBNAIL, image.shape[-1]))[0]
-    pixels = (small.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    out = BytesIO()
-    Image.fromarray(pixels).save(out, "WEBP", lossless=True, method=1, quality=20)  # a tenth of the default's time, 5 % larger
-    return out.getvalue()

@@ -10,10 +10,14 @@ from diffprobe.measures.drift import Factors, Selection, predict, regressors
 from diffprobe.measures.laws import Levels
 from diffprobe.measures.stats import Estimate
 from diffprobe.probes.base import Axis, Chart, Row
-from diffprobe.probes.drift.slices import Summary
+from diffprobe.probes.drift.slices import LOOKS, Summary
 
 _STRENGTH, _SIGMA = Axis("strength", "strength asked for"), Axis("sigma", "noise-to-signal ratio sigma at the start", log=True)
-_TITLES = {"mse": "mean squared error", "cosine": "cosine distance"}
+_TITLES = {"mse": "mean squared error", "cosine": "cosine distance", "lpips": "LPIPS distance"}
+_LOOKS = {
+    "cosine": ("How far the meaning moves", "Cosine distance between the features of original and edit."),
+    "lpips": ("How different it looks", "LPIPS between original and edit: 0 for equal images."),
+}
 
 
 def charts(summary: Summary, estimates: Sequence[Estimate]) -> Iterator[Chart]:
@@ -24,9 +28,10 @@ def charts(summary: Summary, estimates: Sequence[Estimate]) -> Iterator[Chart]:
         "How much changes",
         "Mean over images of the squared error against the original, by the strength that was asked for.",
     )
-    for metric in (name for name in summary.metrics if name.startswith("cosine:")):
-        title = f"How far the meaning moves ({metric.removeprefix('cosine:')})"
-        yield _over(summary, metric, title, "Cosine distance between the features of original and edit.")
+    for metric in (name for name in summary.metrics if name.startswith(LOOKS)):
+        kind, _, label = metric.partition(":")
+        title, caption = _LOOKS[kind]
+        yield _over(summary, metric, f"{title} ({label})", caption)
     yield from _laws(summary)
     if not summary.budget.empty:
         yield _parts(summary)

@@ -13,11 +13,11 @@ from diffprobe import images
 from diffprobe.errors import UserError, unknown
 from diffprobe.images import Rendered, Source
 from diffprobe.model import Model
-from diffprobe.probes.base import Findings, Records
+from diffprobe.probes.base import Comparable, Findings, Records
 from diffprobe.probes.drift.cells import DecoderNoise, Edits, Originals, caption
 from diffprobe.probes.drift.prompts import PROMPT_SETS
 from diffprobe.probes.drift.slices import SETTING, Asked
-from diffprobe.probes.drift.summary import summarise
+from diffprobe.probes.drift.summary import comparables, summarise
 
 _CHUNK = 16  # images a cell
 
@@ -39,6 +39,10 @@ class Drift:
     question: ClassVar[str] = "What does an edit pipeline change when it is told to change nothing, and which part of it does so?"
     needs: ClassVar[frozenset[str]] = frozenset({"editor", "codec"})
     rows: ClassVar[str] = "Edits"
+    aligned: ClassVar[tuple[str, ...]] = ("image", "content", "prompt", "seed", "requested_strength", *SETTING[1:])
+    free: ClassVar[frozenset[str]] = frozenset(
+        {"images", "count", "prompt_sets", "strengths", "seeds", "same_seed", "budget", "keep_images", "tolerance", "level", *SETTING[1:]}
+    )
     cites: ClassVar[tuple[str, ...]] = (
         "Seetha Ram, Elavazhagan: The Drift Kernel: Why Diffusion Models Change Even When Told Not To (NoOp-Bench), CVPR 2026.",
         "Meng et al.: SDEdit: Guided Image Synthesis and Editing with Stochastic Differential Equations, ICLR 2022.",
@@ -176,5 +180,12 @@ class Drift:
 
     def summarise(self, records: Records) -> Findings:
         """Estimates, verdicts, charts and gallery from the records alone."""
+        return summarise(self._asked(), records)
+
+    def comparables(self, records: Records) -> tuple[Comparable, ...]:
+        """Each metric's mean over prompts and seeds by image; at each strength of each setting."""
+        return comparables(self._asked(), records)
+
+    def _asked(self) -> Asked:
         order = {name: getattr(self, name) for name in SETTING[1:]}
-        return summarise(Asked({"prompt_set": self.prompt_sets, **order}, self.level, self.tolerance), records)
+        return Asked({"prompt_set": self.prompt_sets, **order}, self.level, self.tolerance)

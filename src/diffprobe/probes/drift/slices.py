@@ -13,6 +13,7 @@ from diffprobe.measures.drift import Levels, Selection, StrengthBudget
 from diffprobe.measures.stats import Estimate
 
 PURE_NOISE = 1000.0  # a noise-to-signal ratio from which on a level says nothing about the image
+LOOKS = ("cosine:", "lpips:")  # how the columns of distances begin that instruments give
 Array = npt.NDArray[np.float64]
 SETTING = ("prompt_set", "guidance_scale", "num_inference_steps", "resolution")
 

@@ -22,11 +22,11 @@ from diffprobe.measures.drift import (
 )
 from diffprobe.measures.intervals import Interval, bootstrap, mean_interval
 from diffprobe.measures.stats import Estimate, holm, paired_difference
-from diffprobe.probes.base import Card, Findings, Records
-from diffprobe.probes.drift import verdicts
+from diffprobe.probes.base import Card, Comparable, Findings, Records, estimated
+from diffprobe.probes.drift import compared, verdicts
 from diffprobe.probes.drift.gallery import exhibits
 from diffprobe.probes.drift.pictures import charts
-from diffprobe.probes.drift.slices import Array, Asked, Slice, Summary, slices
+from diffprobe.probes.drift.slices import LOOKS, Array, Asked, Slice, Summary, slices
 
 _MANY = 2000  # images beyond which Student's interval is as good as the bootstrap's, and a thousand times cheaper
 UNITS = {"mse": "", "psnr": "dB", "ssim": "", "relative_mse": "", "gradient_similarity": ""}
@@ -37,8 +37,7 @@ def summarise(asked: Asked, records: Records) -> Findings:
     if "Edits" not in records or "Originals" not in records:
         return Findings((), verdicts=("Nothing is measured yet.",))
     edits, originals = _frame(records["Edits"]), _frame(records["Originals"])
-    parts = tuple(slices(asked, edits))
-    metrics = tuple(UNITS) + tuple(name for name in map(str, edits) if name.startswith(("cosine:", "text_after:", "text_before:")))
+    parts, metrics = tuple(slices(asked, edits)), _metrics(edits)
     main = parts[0]
     selection = select_law(*main.kernel("mse"), level=asked.level)
     summary = Summary(
@@ -72,18 +71,24 @@ def summarise(asked: Asked, records: Records) -> Findings:
     )
 
 
+def comparables(asked: Asked, records: Records) -> tuple[Comparable, ...]:
+    """The drift as values an image; nothing where nothing is measured."""
+    if "Edits" not in records or "Originals" not in records:
+        return ()
+    edits = _frame(records["Edits"])
+    found = compared.comparables(tuple(slices(asked, edits)), _metrics(edits), records)
+    return tuple(one for one in found if one.values)
+
+
+def _metrics(edits: pd.DataFrame) -> tuple[str, ...]:
+    return (*UNITS, *(name for name in map(str, edits) if name.startswith((*LOOKS, "text_after:", "text_before:"))))
+
+
 def _frame(table: pa.Table) -> pd.DataFrame:
     """A record as a frame; a column without a single value is one of numbers."""
     empty = [field.name for field in table.schema if pa.types.is_null(field.type)]
     frame: pd.DataFrame = table.to_pandas()
     return frame.astype(dict.fromkeys(empty, np.float64))
-
-
-def estimate(quantity: str, interval: Interval, n: int, facets: dict[str, str | float | int], unit: str = "") -> Estimate:
-    """An interval as an estimate of this probe; one that is not finite is null, with the reason."""
-    value, lo, hi = (None if not np.isfinite(part) else float(part) for part in interval)
-    reason = None if value is not None else "not defined on these samples" if n else "no sample counts"
-    return Estimate("drift", quantity, value, lo, hi, n, unit, facets, reason)
 
 
 def mean(quantity: str, column: npt.ArrayLike, level: float, facets: dict[str, str | float | int], unit: str = "") -> Estimate:
@@ -94,7 +99,7 @@ def mean(quantity: str, column: npt.ArrayLike, level: float, facets: dict[str, s
         found = mean_interval(values, level=level)
     else:
         found = bootstrap(values, level=level) if len(values) else Interval(np.nan, np.nan, np.nan)
-    return estimate(quantity, found, len(values), facets, unit)
+    return estimated("drift", quantity, found, len(values), facets, unit)
 
 
 def _means(slices: Sequence[Slice], metrics: Sequence[str], level: float) -> Iterator[Estimate]:
@@ -119,15 +124,15 @@ def _domains(main: Slice, level: float) -> Iterator[Estimate]:
 
 
 def _laws(slices: Sequence[Slice], metrics: Sequence[str], selection: Selection, level: float) -> Iterator[Estimate]:
-    """Every hypothesis fitted to the mean squared error and to each embedding's distance, in every setting."""
+    """Every hypothesis fitted to the mean squared error and to each instrument's distance, in every setting."""
     for part in slices:
-        for metric in ("mse", *(name for name in metrics if name.startswith("cosine:"))):
+        for metric in ("mse", *(name for name in metrics if name.startswith(LOOKS))):
             found = selection if part is slices[0] and metric == "mse" else select_law(*part.kernel(metric), level=level)
             for name, support in found.support.items():
                 facets = {**part.setting, "metric": metric, "law": name}
                 for quantity in ("k", "c", "r2"):
-                    yield estimate(f"kernel_{quantity}", getattr(support, quantity), found.n, facets)
-                yield estimate("kernel_share", Interval(support.share, np.nan, np.nan), found.n, facets)
+                    yield estimated("drift", f"kernel_{quantity}", getattr(support, quantity), found.n, facets)
+                yield estimated("drift", "kernel_share", Interval(support.share, np.nan, np.nan), found.n, facets)
 
 
 def _differences(slices: Sequence[Slice], level: float) -> Iterator[Estimate]:
@@ -145,7 +150,7 @@ def _differences(slices: Sequence[Slice], level: float) -> Iterator[Estimate]:
     adjusted = holm([difference.permutation_p for _, difference, _ in found])
     for (facets, difference, n), p in zip(found, adjusted, strict=True):
         against = {f"than_{name}": value for name, value in main.setting.items() if facets[name] != value}
-        yield estimate("mse_difference", difference.mean, n, {**facets, **against, "p_holm": float(p)})
+        yield estimated("drift", "mse_difference", difference.mean, n, {**facets, **against, "p_holm": float(p)})
 
 
 def _budget(main: Slice, originals: pd.DataFrame, records: Records) -> pd.DataFrame:
@@ -181,11 +186,11 @@ def _shares(summary: Summary) -> Iterator[Estimate]:
             yield mean(f"budget_{part}", rows[part], level, facets)
         pairs = rows[["floor", "total"]].dropna().to_numpy()
         if len(pairs):
-            yield estimate("floor_share", bootstrap(pairs, _ratio_of_means, level=level), len(pairs), facets)
+            yield estimated("drift", "floor_share", bootstrap(pairs, _ratio_of_means, level=level), len(pairs), facets)
         for factor in Factors._fields[1:]:
             logs = np.log(rows[factor][rows[factor] > 0])
             found = bootstrap(logs, level=level) if len(logs) > 1 else Interval(np.nan, np.nan, np.nan)
-            yield estimate(factor, Interval(*(float(np.exp(part)) for part in found)), len(logs), facets)
+            yield estimated("drift", factor, Interval(*(float(np.exp(part)) for part in found)), len(logs), facets)
 
 
 def _attributed(summary: Summary) -> Iterator[Estimate]:
@@ -199,7 +204,7 @@ def _attributed(summary: Summary) -> Iterator[Estimate]:
     units = logs.to_numpy().reshape(len(logs), len(Factors._fields), -1).swapaxes(1, 2)
     for index, factor in enumerate(Factors._fields):
         share = bootstrap(units, partial(_share, index=index), replicates=500, level=summary.asked.level)
-        yield estimate("variance_share", share, len(units), {**summary.main.setting, "factor": factor})
+        yield estimated("drift", "variance_share", share, len(units), {**summary.main.setting, "factor": factor})
 
 
 def _share(values: Array, /, *, axis: int, index: int) -> Array:
@@ -236,11 +241,11 @@ def _cards(summary: Summary) -> Iterator[Card]:
         yield Card(title, mean(metric, main.matrix(metric)[:, -1], asked.level, {}, unit), f"{told}; images in [0, 1]")
     support = summary.selection.support.get("strength^2")
     if support is not None:
-        found = estimate("k", support.k, summary.selection.n, {})
+        found = estimated("drift", "k", support.k, summary.selection.n, {})
         yield Card("drift kernel k", found, f"slope of the mean squared error on strength²; R² {support.fit.r2:.3f}")
     if summary.selection.winner is not None:
         name = summary.selection.winner
-        share = estimate("law_share", Interval(summary.selection.support[name].share, np.nan, np.nan), summary.selection.n, {})
+        share = estimated("drift", "law_share", Interval(summary.selection.support[name].share, np.nan, np.nan), summary.selection.n, {})
         yield Card(f"best law: {name}", share, f"share of resamples in which {HYPOTHESES[name].formula} predicts best")
     shares = [e for e in _shares(summary) if e.quantity == "floor_share" and e.facets["strength"] == top]
     for e in shares:
