@@ -59,6 +59,21 @@ def test_each_probe_has_its_own_cells() -> None:
     assert [(step.probe, step.cell) for step in found] == [("listed", ONE), ("other", ONE), ("other", TWO)]
 
 
+def test_a_cell_that_two_probes_want_is_measured_once(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Other(Listed):
+        name: ClassVar[str] = "other"
+
+    (tmp_path / "divisor").write_text("2")
+    half = Division(1.0, str(tmp_path / "divisor"), str(tmp_path / "marks"))
+    both = plan([Listed(cells=(half,)), Other(cells=(half, After(half)))])
+    store = measured(tmp_path / "run", gaussian(), both)
+    assert (tmp_path / "marks").read_text() == "1.0\n"
+    assert store.get("listed", half).equals(store.get("other", half))
+    assert store.get("other", After(half))["value"].to_pylist() == [0.5]
+    assert not remaining(both, store)
+
+
 def test_what_is_measured_once_is_not_measured_again(tmp_path: Path) -> None:
     """Resuming is planned minus present; the store alone knows."""
     (tmp_path / "one").write_text("1")

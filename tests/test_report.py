@@ -129,8 +129,10 @@ def _gallery(media: Path) -> tuple[Exhibit, ...]:
         for name, image in ((f"{i}-before.webp", original), (f"{i}-after.webp", edited)):
             Image.fromarray((image * 255).round().astype(np.uint8)).save(media / name, lossless=True)
         numbers_beside: dict[str, float | str] = {"distance": 0.4312 / (i + 1), "seed": 17 + i, "domain": HOSTILE if i == 3 else "shapes"}
-        exhibits.append(Exhibit(label, f"Seed {17 + i}, strength 0.{5 + i}", f"{i}-before.webp", f"{i}-after.webp", numbers_beside))
-    return (*exhibits, Exhibit("random", "A picture that is gone", "0-before.webp", "../outside.webp"))
+        pictures = {"original": f"{i}-before.webp", "edited": f"{i}-after.webp"}
+        exhibits.append(Exhibit(label, f"Seed {17 + i}, strength 0.{5 + i}", pictures, numbers_beside, contrast=True))
+    gone = {"original": "0-before.webp", "edited": "../outside.webp"}
+    return (*exhibits, Exhibit("random", "A picture that is gone", gone, contrast=True))
 
 
 def _consistency() -> Section:

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 
 from diffprobe.errors import UserError
+from diffprobe.probes.base import Probe
+from diffprobe.probes.consistency import Consistency
+from diffprobe.probes.consistency.cells import Samples
 from diffprobe.probes.drift import Drift
 from diffprobe.probes.drift.cells import Edits
 from diffprobe.runs.execute import plan
@@ -66,9 +69,11 @@ def test_yaml_reads_null_as_nothing_and_we_as_the_prompt_set(value: object) -> N
         Drift.preset("standard"),
         Drift.preset("paper"),
         Drift(count=3, guidance_scale=(1.0, 7.5), num_inference_steps=(20, 50), equal_start=True, measured=64, resolution=(0, 128)),
+        Consistency.preset("standard"),
+        Consistency(("a fox", "a hen"), repetitions=2, seeds=(5, 3), suffix="!", negative_prompt="", height=64, jpeg_quality=75),
     ],
 )
-def test_settings_and_back(probe: Drift) -> None:
+def test_settings_and_back(probe: Probe) -> None:
     assert parse_probe(settings(probe)) == probe
 
 
@@ -87,6 +92,12 @@ def test_settings_and_back(probe: Drift) -> None:
         ({"probes": []}, "a study needs 'probes:', a list"),
         ({}, "a study needs 'probes:', a list"),
         ({"model": "a", "models": {"b": "c"}, "probes": ["drift"]}, "either 'model:' or 'models:'"),
+        ({"models": ["a", "b"], "probes": ["drift"]}, "'models:' needs a name for each model"),
+        ({"models": {"a": {"drift": {}}}, "probes": ["drift"]}, "the model 'a' of the study needs 'model:'"),
+        ({"models": {"a": {"model": "b", "drfit": {}}}, "probes": ["drift"]}, "unknown probe of this study 'drfit': did you mean 'drift'?"),
+        ({"models": {"a": {"model": "b", "drift": {"cuont": 1}}}, "probes": ["drift"]}, "unknown setting of drift 'cuont'"),
+        ({"probes": [{"kind": "consistency", "prompts": 3}]}, "consistency: 'prompts.0' is 3"),
+        ({"probes": [{"kind": "consistency", "repetitions": 1}]}, "one image has nothing to agree with"),
         ({"probes": ["drift", {"kind": "drift", "count": 3}]}, "the probe 'drift' comes twice"),
         ({"batch_size": 0, "probes": ["drift"]}, "the study: 'batch_size' is 0"),
         ({"batch_size": "many", "probes": ["drift"]}, "the study: 'batch_size' is 'many'"),
@@ -172,8 +183,29 @@ COMPARISONS = {
 }
 
 
+IMAGES = {"consistency-embedded": (3, 100 * 20), "consistency-sdxl-pixart": (2, 100 * 20), "consistency-sdxl-lora": (2, 50 * 20)}
+
+
 def test_every_shipped_recipe_is_here() -> None:
-    assert set(recipes()) == set(COMPARISONS)
+    assert set(recipes()) == set(COMPARISONS) | set(IMAGES)
+
+
+@pytest.mark.parametrize("name", sorted(IMAGES))
+def test_a_shipped_recipe_of_several_models_plans_the_images_of_its_design(name: str) -> None:
+    variants = load_study(name).variants()
+    drawn = {
+        len([seed for step in plan(probes) if isinstance(step.cell, Samples) for seed in step.cell.seeds])
+        for _, probes in variants.values()
+    }
+    assert (len(variants), *drawn) == IMAGES[name]
+
+
+def test_a_model_may_have_a_word_of_its_own() -> None:
+    first, second = load_study("consistency-sdxl-lora").variants().values()
+    cells = [[step.cell for step in plan(probes) if isinstance(step.cell, Samples)] for _, probes in (first, second)]
+    assert [cell.prompt_id for cell in cells[0]] == [cell.prompt_id for cell in cells[1]]
+    assert all(cell.prompt.endswith(" in the style of TOK") for cell in cells[1])
+    assert second[0].endswith("+0.6*monet-lora")
 
 
 @pytest.mark.parametrize("name", sorted(COMPARISONS))
@@ -184,5 +216,6 @@ def test_a_shipped_recipe_plans_the_comparisons_of_its_design(name: str) -> None
 
 
 def test_presets_by_name() -> None:
-    assert preset([], "quick") == preset(["drift"], "quick") == (Drift.preset("quick"),)
+    assert preset([], "quick") == (Drift.preset("quick"), Consistency.preset("quick"))
+    assert preset(["drift"], "quick") == (Drift.preset("quick"),)
     assert refusal(lambda: preset(["drfit"], "quick")) == "unknown probe 'drfit': did you mean 'drift'?"

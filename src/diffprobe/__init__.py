@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from diffprobe.measures.stats import Estimate as Estimate
     from diffprobe.model import Model as Model
     from diffprobe.model import Rig as Rig
+    from diffprobe.probes.consistency import Consistency as Consistency
     from diffprobe.probes.drift import Drift as Drift
+    from diffprobe.runs.compare import Comparison as Comparison
+    from diffprobe.runs.compare import compare as compare
+    from diffprobe.runs.gate import GateResult as GateResult
+    from diffprobe.runs.gate import gate as gate
     from diffprobe.runs.result import Run as Run
     from diffprobe.runs.result import open_run as open
     from diffprobe.runs.result import start as run
@@ -22,19 +27,41 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = {
+    "Comparison": "diffprobe.runs.compare:Comparison",
+    "Consistency": "diffprobe.probes.consistency:Consistency",
     "Drift": "diffprobe.probes.drift:Drift",
     "Estimate": "diffprobe.measures.stats:Estimate",
+    "GateResult": "diffprobe.runs.gate:GateResult",
     "Model": "diffprobe.model:Model",
     "Rig": "diffprobe.model:Rig",
     "Run": "diffprobe.runs.result:Run",
     "UserError": "diffprobe.errors:UserError",
+    "compare": "diffprobe.runs.compare:compare",
+    "gate": "diffprobe.runs.gate:gate",
     "load": "diffprobe.adapters.load:load",
     "open": "diffprobe.runs.result:open_run",
     "rig": "diffprobe.adapters.load:rig",
     "run": "diffprobe.runs.result:start",
     "worlds": "diffprobe.worlds:",
 }
-__all__ = ["Drift", "Estimate", "Model", "Rig", "Run", "UserError", "load", "open", "rig", "run", "worlds"]
+__all__ = [
+    "Comparison",
+    "Consistency",
+    "Drift",
+    "Estimate",
+    "GateResult",
+    "Model",
+    "Rig",
+    "Run",
+    "UserError",
+    "compare",
+    "gate",
+    "load",
+    "open",
+    "rig",
+    "run",
+    "worlds",
+]
 
 
 def __getattr__(name: str) -> Any:

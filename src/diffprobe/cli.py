@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, cast
 
 import typer
 from rich.console import Console
@@ -15,6 +16,7 @@ from typer.core import TyperGroup
 from diffprobe.errors import UserError, unknown
 
 if TYPE_CHECKING:
+    from diffprobe.probes.base import Probe
     from diffprobe.runs.result import Run
     from diffprobe.runs.study import Study
 
@@ -50,17 +52,25 @@ def run(  # noqa: PLR0913, PLR0917
     probes: Annotated[str | None, typer.Option(help="Which probes, comma-separated; all by default.")] = None,
     budget: Annotated[Budget | None, typer.Option(help="How much to measure.", show_default="quick")] = None,
     images: Annotated[str | None, typer.Option(help="For drift: a folder or a manifest of images instead of rendered scenes.")] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="For consistency: a file of prompts or a set instead of the embedded scenes'.")
+    ] = None,
     out_dir: Annotated[Path | None, typer.Option("--out", help="The run's directory; the same command resumes it.")] = None,
+    embedders: Annotated[str | None, typer.Option(help="Instruments, comma-separated: embedded, clip:<folder or hub id>, ...")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
     extend: Annotated[bool, typer.Option("--extend", help="Let the study in this directory grow or change.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
-    """Measure a model, write the report, print the main numbers. With no argument: the embedded model, in about a minute."""
-    chosen = _study(study, model, probes, budget, images, device)
-    specs = chosen.models or {"": chosen.model}
+    """Measure a model, write the report, print the main numbers. With no argument: the embedded model, all probes, in about a minute."""
+    given = {"probes": probes, "budget": budget, "images": images, "prompts": prompts}
+    instruments = None if embedders is None else _listed(embedders)
+    chosen = _study(study, {"model": model, "device": device, "embedders": instruments}, given)
     base = out_dir or Path("runs") / (Path(study).stem if study else f"{_slug(chosen.model)}-{budget or 'quick'}")
     options = _Options(extend, dry_run, suit=study is None)
-    whole = [_one(chosen, spec, base / _slug(name), options) for name, spec in specs.items()]
+    runs = {name: (base / _slug(name), spec, wanted) for name, (spec, wanted) in chosen.variants().items()}
+    whole = [_one(chosen.model_copy(update={"model": spec, "probes": wanted}), path, options) for path, spec, wanted in runs.values()]
+    if len(runs) > 1 and not dry_run:
+        _compare_models(chosen, {name: path for name, (path, _, _) in runs.items()}, base)
     if not all(whole):
         raise typer.Exit(3)
 
@@ -88,6 +98,47 @@ def report(
     out.print(f"report: {found.report(out_file)}")
     if figures:
         out.print(f"figures: {len(found.figures())} files in {found.path / 'figures'}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Directories of runs, or NAME=RUN; the first is the base.", show_default=False)],
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Where to write; beside the first run by default.")] = None,
+    across: Annotated[list[str] | None, typer.Option(help="A setting that is meant to differ; may be repeated.")] = None,
+    choices: Annotated[Path | None, typer.Option(help="What people chose: a CSV with prompt, choice and perhaps annotator.")] = None,
+    level: Annotated[float, typer.Option(help="Of the intervals and the tests.")] = 0.95,
+) -> None:
+    """Set runs against the first one, paired row by row: verdicts, differences with intervals, and the worst regressions."""
+    from diffprobe.runs.comparison.sides import named
+
+    found = named(runs)
+    beside = next(iter(found.values())).resolve().parent
+    _compared(found, out_dir or beside / f"comparison-{_slug('-'.join(found))[:80]}", across or (), level, choices)
+
+
+@app.command()
+def gate(  # noqa: PLR0913, PLR0917
+    run: RunPath,
+    baseline: Annotated[Path | None, typer.Option(help="The run that rules with `baseline` compare with.")] = None,
+    rule: Annotated[list[str] | None, typer.Option(help="Such as 'drift.k <= 1.05*baseline'; may be repeated.")] = None,
+    rules: Annotated[Path | None, typer.Option(help="A text file of rules, one a line; # begins a comment.")] = None,
+    across: Annotated[list[str] | None, typer.Option(help="A setting that is meant to differ; may be repeated.")] = None,
+    level: Annotated[float, typer.Option(help="Of the two-sided intervals that decide.")] = 0.95,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML here.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write a summary for a pull request here.")] = None,
+) -> None:
+    """Whether a run keeps rules: pass (exit code 0), fail (1), or inconclusive (3), with the n that would decide."""
+    from diffprobe import terminal
+    from diffprobe.runs.gate import gate
+    from diffprobe.runs.rules import read_rules
+
+    with out.status("deciding") if out.is_terminal else _quiet():
+        found = gate(run, baseline, [*(rule or ()), *(read_rules(rules) if rules else ())], across=across or (), level=level)
+    terminal.show_gate(out, found)
+    for path in found.write(junit, markdown):
+        out.print(f"written: {path}", markup=False)
+    if found.exit_code:
+        raise typer.Exit(found.exit_code)
 
 
 @app.command()
@@ -170,32 +221,39 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
-def _study(
-    study: str | None, model: str | None, probes: str | None, budget: Budget | None, images: str | None, device: str | None
-) -> Study:
-    """The study that the arguments mean; raises UserError for arguments that contradict each other."""
-    from dataclasses import replace
-
-    from diffprobe.probes.drift import Drift
-    from diffprobe.runs.study import Study, load_study, preset
+def _study(study: str | None, changes: Mapping[str, str | tuple[str, ...] | None], given: Mapping[str, str | None]) -> Study:
+    """The study that the arguments mean: a file with `changes`, or a budget's; raises UserError for those that contradict each other."""
+    from diffprobe.runs.study import Study, load_study
 
     if study is not None:
         found = load_study(study)
-        if probes:
-            raise UserError("a study names its own probes: leave --probes out, or edit the file")
-        if images:
-            raise UserError("a study names its own images: leave --images out, or edit the file")
-        if budget:
-            raise UserError("a study says itself how much to measure: leave --budget out, or edit the file")
+        for name, value in given.items():
+            if value:
+                raise UserError(f"a study has its own {name}: leave --{name} out, or edit the file")
     else:
-        wanted = preset([name.strip() for name in (probes or "").split(",") if name.strip()], budget or "quick")
-        if images:
-            wanted = tuple(replace(probe, images=images, count=None) if isinstance(probe, Drift) else probe for probe in wanted)
-        found = Study(probes=wanted)
-    changes = {name: value for name, value in (("model", model), ("device", device)) if value is not None}
-    if model and found.models:
+        found = Study(probes=_preset(given))
+    if changes["model"] and found.models:
         raise UserError("this study has several models: leave --model out, or edit the file")
-    return found.model_copy(update=changes)
+    return found.model_copy(update={name: value for name, value in changes.items() if value is not None})
+
+
+def _preset(given: Mapping[str, str | None]) -> tuple[Probe, ...]:
+    """The probes of a budget, with the images and prompts that were given."""
+    from dataclasses import replace
+
+    from diffprobe.probes.consistency import Consistency
+    from diffprobe.probes.drift import Drift
+    from diffprobe.runs.study import preset
+
+    probes: tuple[Probe, ...] = preset(_listed(given["probes"] or ""), cast(Budget, given["budget"] or "quick"))
+    for option, kind in (("images", Drift), ("prompts", Consistency)):
+        if given[option] and not any(isinstance(probe, kind) for probe in probes):
+            raise UserError(f"--{option} is for the {kind.name} probe, which --probes leaves out: name it, or leave --{option} out")
+    if images := given["images"]:
+        probes = tuple(replace(probe, images=images, count=None) if isinstance(probe, Drift) else probe for probe in probes)
+    if prompts := given["prompts"]:
+        probes = tuple(replace(probe, prompts=(prompts,), count=None) if isinstance(probe, Consistency) else probe for probe in probes)
+    return probes
 
 
 class _Options(NamedTuple):
@@ -204,24 +262,24 @@ class _Options(NamedTuple):
     suit: bool  # a budget's probes may be changed to what the model can be asked; a study's may not
 
 
-def _one(study: Study, spec: str, path: Path, options: _Options) -> bool:
-    """One model: load, measure, report. Returns whether all of it is measured."""
+def _one(study: Study, path: Path, options: _Options) -> bool:
+    """The study's one model: load, measure, report. Returns whether all of it is measured."""
     from diffprobe import terminal
     from diffprobe.runs.execute import plan
 
     if options.dry_run:
-        terminal.show_plan(out, plan(study.probes), spec, path)
+        terminal.show_plan(out, plan(study.probes), study.model, path)
         return True
     with out.status("reading the images and planning") if out.is_terminal else _quiet():
         steps = plan(study.probes)
     from diffprobe.adapters.load import load, rig
-    from diffprobe.runs.result import start
+    from diffprobe.runs.result import start, suited
 
-    with out.status(f"loading {spec}") if out.is_terminal else _quiet():
-        worker = rig(load(spec, device=study.device, torch_dtype=study.torch_dtype), study.embedders, batch_size=study.batch_size)
-    probes = tuple(probe.suited(worker.model) for probe in study.probes) if options.suit else study.probes
+    with out.status(f"loading {study.model}") if out.is_terminal else _quiet():
+        worker = rig(load(study.model, device=study.device, torch_dtype=study.torch_dtype), study.embedders, batch_size=study.batch_size)
+    probes = suited(study.probes, worker) if options.suit else study.probes
     if probes != study.probes:
-        out.print(f"{spec} cannot be asked all of this budget: it is asked what it can be")
+        out.print(f"{study.model} cannot be asked all of this budget: it is asked what it can be")
         steps = plan(probes)
     with terminal.progress(out, len(steps)) as told:
         done = start(worker, probes, path, extend=options.extend, report=told)
@@ -234,6 +292,27 @@ def _one(study: Study, spec: str, path: Path, options: _Options) -> bool:
     return not missing
 
 
+def _compared(runs: Mapping[str, Path], folder: Path, across: Sequence[str] = (), level: float = 0.95, choices: Path | None = None) -> None:
+    from diffprobe import terminal
+    from diffprobe.runs.compare import compare
+
+    with out.status("comparing") if out.is_terminal else _quiet():
+        found = compare(runs, across=across, level=level, choices=choices)
+        written = found.write(folder)
+    terminal.show_comparison(out, found)
+    out.print(f"comparison: {', '.join(map(str, written))}", markup=False)
+
+
+def _compare_models(study: Study, runs: Mapping[str, Path], base: Path) -> None:
+    """The models of a study against the first, across what it changes for them; where that cannot be, it is said and loses nothing."""
+    folder = base / ("comparison" if base / "comparison" not in runs.values() else "comparison-of-models")
+    changed = dict.fromkeys(name for variant in study.models.values() for settings in variant.changes.values() for name in settings)
+    try:
+        _compared(runs, folder, tuple(changed))
+    except UserError as error:
+        out.print(f"no comparison: {error}", markup=False)
+
+
 def _open(path: Path) -> Run:
     from diffprobe.runs.result import open_run
 
@@ -242,6 +321,10 @@ def _open(path: Path) -> Run:
 
 def _quiet() -> AbstractContextManager[None]:
     return nullcontext()
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _slug(spec: str) -> str:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
@@ -16,7 +17,11 @@ from rich.table import Table
 from diffprobe.adapters.catalogue import Entry
 from diffprobe.measures.stats import Estimate
 from diffprobe.probes.base import Cost
+from diffprobe.report.numbers import shown
+from diffprobe.runs.compare import Comparison
+from diffprobe.runs.comparison.wording import difference, interval, means, p_value
 from diffprobe.runs.execute import Progress, Step, remaining
+from diffprobe.runs.gate import GateResult
 from diffprobe.runs.result import Run
 from diffprobe.runs.store import Store
 
@@ -68,6 +73,34 @@ def show_numbers(out: Console, run: Run) -> None:
     for findings in run.findings.values():
         for verdict in findings.verdicts:
             out.print(f"- {verdict}")
+
+
+def show_comparison(out: Console, found: Comparison) -> None:
+    """The verdicts, the main differences, and how many rows pair."""
+    for verdict in found.verdicts:
+        out.print(f"- {verdict}", markup=False)
+    base, several = found.names[0], len(found.names) > 2
+    other = "other" if several else found.names[1]
+    table = Table("", escape(base), escape(other), "difference", "interval", "p (Holm)", "n", box=None, pad_edge=False)
+    for row in found.rows:
+        if row.headline:
+            amount, name = shown(difference(row)), f"{row.other}: {row.title}" if several else row.title
+            value = f"{amount.value} {amount.unit}".strip()
+            cells = (name, *means(row), value, interval(row), p_value(row.p), f"{row.n:,}")
+            table.add_row(*map(escape, cells))
+    out.print(table)
+    for note in found.notes:
+        out.print(note, markup=False)
+
+
+def show_gate(out: Console, found: GateResult) -> None:
+    """A line a rule, then what else is to know."""
+    for one in found.outcomes:
+        word = "FAIL" if one.outcome == "fail" else one.outcome
+        out.print(f"{word:<13}{one.rule}", style="bold" if word == "FAIL" else None, markup=False, end=": ")
+        out.print(one.sentence, markup=False)
+    for note in found.notes:
+        out.print(note, markup=False)
 
 
 def show_models(out: Console, entries: Sequence[Entry]) -> None:

@@ -42,10 +42,10 @@ def spec(chart: Chart, domains: Domains) -> dict[str, Any]:
     layers = alt.layer(*_layers(chart, domains))
     described = f"{chart.title}. {chart.caption}"
     if chart.facet is not None:
-        facet = alt.Facet("facet:N", title=None, sort=None)
+        panels = list(dict.fromkeys(row["facet"] for row in values))
+        facet = alt.Facet("facet:N", title=None, sort=panels)
         sized = layers.properties(width=220, height=_height(chart, 160))
-        panels = len({row["facet"] for row in values})
-        built = sized.facet(facet=facet, columns=2 if panels in (2, 4) else 3, data=data, description=described).to_dict()
+        built = sized.facet(facet=facet, columns=2 if len(panels) in (2, 4) else 3, data=data, description=described).to_dict()
     else:
         fit = alt.AutoSizeParams(type="fit-x", contains="padding")
         sized = layers.properties(data=data, width="container", height=_height(chart, 250), description=described, autosize=fit)
@@ -116,7 +116,20 @@ def _layers(chart: Chart, domains: Domains) -> list[alt.Chart]:
     if chart.series is not None:
         # The legend is built by the first layer, and answers to a click only where that layer holds the selection.
         layers[0] = layers[0].properties(name="marks").add_params(_PICK)
-    return layers
+    return layers if chart.guide is None else [*layers, _guide(chart)]
+
+
+def _guide(chart: Chart) -> alt.Chart:
+    """One line on top: where the value is zero, or from the least to the largest of both axes."""
+    if chart.guide == "zero":
+        at = alt.XDatum(0, **_scale(chart, chart.y)) if _sideways(chart) else alt.YDatum(0, **_scale(chart, chart.y))
+        single: alt.Chart = alt.Chart().transform_aggregate(rows="count()").mark_rule(style="guide").encode(at)
+        return single
+    across, up = (channel("from:Q", **_scale(chart, axis)) for channel, axis in ((alt.X, chart.x), (alt.Y, chart.y)))
+    extent = alt.Chart().transform_aggregate(left="min(x)", low="min(y)", right="max(x)", high="max(y)")
+    ends = extent.transform_calculate(**{"from": "min(datum.left, datum.low)", "to": "max(datum.right, datum.high)"})
+    diagonal: alt.Chart = ends.mark_rule(style="guide").encode(x=across, y=up, x2="to:Q", y2="to:Q")
+    return diagonal
 
 
 def _places(chart: Chart) -> dict[str, Any]:
@@ -136,7 +149,9 @@ def _scale(chart: Chart, axis: Axis) -> dict[str, Any]:
     look: dict[str, Any] = {"titleAngle": 0, "titleAlign": "left", "titleBaseline": "bottom", "titleX": 0, "titleY": -9} if upright else {}
     look["grid"] = axis is chart.y or chart.kind == "scatter"
     if axis is chart.x and _discrete(chart):
-        look |= {"grid": False, "labelAngle": 0} | ({} if _words(chart) else {"format": ".4~g", "formatType": "number"})
+        look |= {"grid": False, "labelAngle": 0} | (
+            {} if _words(chart) else {"format": ".4~g", "formatType": "number", "labelOverlap": "greedy"}
+        )
         scale = alt.Scale(type="band", paddingInner=0.25)
         return {"title": axis.title, "sort": None if _words(chart) else "ascending", "scale": scale, "axis": alt.Axis(**look)}
     if axis.log:

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffprobe.probes.base import Chart, Findings
 
 
 @dataclass(frozen=True)
+class Table:
+    """Text in rows under `columns`; those of `numeric` are aligned at the right, the rows of `marked` stand out."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numeric: frozenset[int] = frozenset()
+    marked: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
 class Section:
-    """One probe: its question, what it found, how (paragraphs separated by blank lines) and whom to cite."""
+    """One probe: its question, what it found, how (paragraphs separated by blank lines), whom to cite, and a table of the main numbers."""
 
     probe: str
     question: str
     findings: Findings
     method: str = ""
     citations: tuple[str, ...] = ()
+    table: Table | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,8 @@ class Document:
     """A report. `identity` says what was measured with what (model, digest, instruments, versions, machine, study), in reading order.
 
     `planned`, `done` and `failed` count cells; `media` is the folder that the gallery's paths start from; `created` is shown as it is.
+    A `kind` other than a report says how it stands in `status` and `notices`, and shows `identities` side by side. Where there are
+    `folders`, the first part of a picture's path is the key of its folder.
     """
 
     title: str
@@ -45,6 +58,11 @@ class Document:
     sections: tuple[Section, ...]
     media: Path
     created: str
+    kind: str = "report"
+    status: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
+    identities: Table | None = None
+    folders: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:

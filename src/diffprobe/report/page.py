@@ -18,7 +18,7 @@ from diffprobe.report import charts, theme
 from diffprobe.report.document import Document, Section, named_charts, unique
 from diffprobe.report.figures import VEGA_LITE
 from diffprobe.report.numbers import flat, label, number, plain, shown
-from diffprobe.report.pictures import picture
+from diffprobe.report.pictures import Picture, picture
 
 
 def write_report(document: Document, out: Path) -> Path:
@@ -44,7 +44,7 @@ def render(document: Document) -> str:
             "id": anchor,
             "section": section,
             "charts": [next(names) for _ in section.findings.charts],
-            "gallery": _gallery(section, document.media),
+            "gallery": _gallery(section, document),
         }
         for anchor, section in zip(anchors, document.sections, strict=True)
     ]
@@ -75,15 +75,24 @@ def _data(document: Document, named: Mapping[str, Chart]) -> dict[str, Any]:
     }
 
 
-def _gallery(section: Section, media: Path) -> list[dict[str, Any]]:
-    """Exhibits with their pictures; one where nothing was edited has a single picture."""
+def _gallery(section: Section, document: Document) -> list[dict[str, Any]]:
+    """Exhibits with their pictures; a contrast is of the last two, and needs both."""
 
     def show(exhibit: Exhibit) -> dict[str, Any]:
-        single = exhibit.edited in ("", exhibit.original)
-        edited = None if single else picture(media, exhibit.edited)
-        return {"exhibit": exhibit, "single": single, "original": picture(media, exhibit.original), "edited": edited}
+        pictures = {role: _picture(document, name) for role, name in exhibit.pictures.items()}
+        last = list(pictures)[-2:]
+        contrast = exhibit.contrast and len(last) == 2 and all(pictures[role] for role in last)
+        return {"exhibit": exhibit, "pictures": pictures, "contrast": last if contrast else []}
 
     return [show(exhibit) for exhibit in section.findings.gallery]
+
+
+def _picture(document: Document, name: str) -> Picture | None:
+    """The picture from the one folder, or from the one whose key its path starts with."""
+    if not document.folders:
+        return picture(document.media, name)
+    key, _, path = name.partition("/")
+    return picture(document.folders[key], path) if key in document.folders else None
 
 
 @functools.cache

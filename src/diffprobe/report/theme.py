@@ -55,7 +55,7 @@ CONFIG: Mapping[str, Any] = {
     "background": "--surface",
     "font": FONT,
     "mark": {"color": "--series-1"},
-    "style": {"whisker": {"color": "--ink", "strokeWidth": 1.5}},
+    "style": {"whisker": {"color": "--ink", "strokeWidth": 1.5}, "guide": {"color": "--soft", "strokeWidth": 1, "strokeDash": [4, 3]}},
     "range": {"category": [f"--series-{i}" for i in range(1, SERIES + 1)]},
     "view": {"stroke": None},
     "axis": {

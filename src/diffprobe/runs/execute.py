@@ -58,11 +58,16 @@ def remaining(steps: Sequence[Step], store: Store) -> list[Step]:
 
 
 def execute(steps: Sequence[Step], store: Store, rig: Rig, report: Callable[[Progress], None]) -> None:
-    """Measure what remains. A cell that fails is kept apart and the run goes on; the disk's refusals and the user's Ctrl-C end it."""
+    """Measure what remains; a cell that several probes want is measured once, its images and embeddings with it.
+
+    A cell that fails is kept apart and the run goes on; the disk's refusals and the user's Ctrl-C end it.
+    """
     todo = remaining(steps, store)
     tables, failed, started = Memo(), 0, time.monotonic()
     for index, step in enumerate(todo):
         report(Progress(index, len(todo), failed, time.monotonic() - started))
+        if store.adopt(step.probe, step.cell):
+            continue
         try:
             inputs = [_input(store, step.probe, cell, tables) for cell in step.cell.inputs()]
             table = step.cell.measure(rig, *inputs)

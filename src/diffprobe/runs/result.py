@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import torch
 
 from diffprobe.errors import UserError
 from diffprobe.measures.stats import Estimate
-from diffprobe.model import Model, Rig
+from diffprobe.model import Rig
 from diffprobe.probes.base import Findings, Probe
 from diffprobe.report.document import Document, Failure, Section
 from diffprobe.report.figures import write_figures
@@ -59,7 +60,7 @@ class Run:
     @cached_property
     def findings(self) -> dict[str, Findings]:
         """What each probe concludes, by its name."""
-        return {probe.name: probe.summarise(self._tables(probe)) for probe in self.probes}
+        return {probe.name: probe.summarise(self.tables(probe.name)) for probe in self.probes}
 
     @property
     def table(self) -> pd.DataFrame:
@@ -75,12 +76,16 @@ class Run:
         chosen = next((candidate for candidate in self.probes if candidate.name == probe), None)
         if chosen is None:
             raise UserError(f"this run has no probe '{probe}': it has {', '.join(p.name for p in self.probes)}")
-        tables = self._tables(chosen)
+        tables = self.tables(probe)
         name = cells or chosen.rows
         if name not in tables:
             raise UserError(f"nothing of '{name}' is measured yet; there is {', '.join(tables) or 'nothing'}")
         frame: pd.DataFrame = tables[name].to_pandas()
         return frame
+
+    def tables(self, probe: str) -> dict[str, pa.Table]:
+        """The records of a probe by class of cells, as `Probe.summarise` reads them."""
+        return self.store.records(probe, self.plan.get(probe, ()))
 
     def summarise(self) -> None:
         """Write summary.json: every estimate and every verdict."""
@@ -97,9 +102,6 @@ class Run:
         """Write every chart as SVG and PNG into `figures/` of the run."""
         with explained(self.path / "figures"):
             return write_figures(self._document(), self.path / "figures")
-
-    def _tables(self, probe: Probe) -> dict[str, Any]:
-        return self.store.records(probe.name, self.plan.get(probe.name, ()))
 
     def _document(self) -> Document:
         sections = tuple(Section(p.name, p.question, self.findings[p.name], p.method, p.cites) for p in self.probes)
@@ -130,7 +132,7 @@ def start(
     or change in the same directory, where every cell that is planned again is kept. Raises UserError.
     """
     chosen = tuple(probes)
-    check(chosen, rig.model)
+    check(chosen, rig)
     steps, store = plan(chosen), Store(Path(out))
     with store.writing():
         about = _agreed(store, describe(rig, chosen), extend)
@@ -142,17 +144,26 @@ def start(
     return run
 
 
-def check(probes: Iterable[Probe], model: Model) -> None:
-    """Raise UserError where a probe asks for what the model lacks, or comes twice, before anything is measured."""
+def suited(probes: Iterable[Probe], rig: Rig) -> tuple[Probe, ...]:
+    """Of several probes those that this rig can be asked, without what its model has no axis for; all where it can be asked none."""
+    chosen = tuple(probes)
+    able = tuple(probe for probe in chosen if probe.needs <= rig.capabilities)
+    return tuple(probe.suited(rig.model) if probe in able else probe for probe in (able or chosen))
+
+
+def check(probes: Iterable[Probe], rig: Rig) -> None:
+    """Raise UserError where a probe asks for what the rig lacks, or comes twice, before anything is measured."""
     chosen = tuple(probes)
     once([probe.name for probe in chosen])
     for probe in chosen:
-        lacking = sorted(probe.needs - model.capabilities)
+        lacking = sorted(probe.needs - rig.capabilities)
+        if lacking == ["embedder"]:
+            raise UserError(f"{probe.name} needs an instrument that looks at the images: name one under `embedders`, such as 'embedded'")
         if lacking:
             raise UserError(
-                f"{probe.name} needs {' and '.join(lacking)}; '{model.name}' has none: drop the probe, or wrap the model with one"
+                f"{probe.name} needs {' and '.join(lacking)}; '{rig.model.name}' has none: drop the probe, or wrap the model with one"
             )
-        probe.check(model)
+        probe.check(rig.model)
 
 
 def describe(rig: Rig, probes: Iterable[Probe]) -> dict[str, Any]:
@@ -160,7 +171,7 @@ def describe(rig: Rig, probes: Iterable[Probe]) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "model": {"name": rig.model.name, **rig.model.identity},
-        "embedders": {name: embedder.fingerprint for name, embedder in rig.embedders.items()},
+        "embedders": rig.fingerprints,
         "probes": [settings(probe) for probe in probes],
         "versions": {name: metadata.version(name) for name in _PACKAGES},
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads, device {rig.model.device}",

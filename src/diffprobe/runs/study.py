@@ -16,18 +16,33 @@ from diffprobe.probes import PROBES
 from diffprobe.probes.base import Probe
 
 
+class Variant(BaseModel):
+    """One of a study's models: its spec, and what it changes of the study's probes (kind to settings), such as a style's own word."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    changes: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+
 class Study(BaseModel):
-    """A study as its file has it, checked. `models` (name to spec) makes one run directory each; `model` makes one run."""
+    """A study as its file has it, checked. `models` (name to variant) makes one run directory each; `model` makes one run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
     model: str = "embedded"
-    models: dict[str, str] = Field(default_factory=dict)
+    models: dict[str, Variant] = Field(default_factory=dict)
     embedders: tuple[str, ...] = ("embedded",)
     device: str = "auto"
     torch_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     batch_size: int = Field(default=16, ge=1)
     probes: tuple[Any, ...]
+
+    def variants(self) -> dict[str, tuple[str, tuple[Probe, ...]]]:
+        """Each run of the study by name ("" where there is one model): the model's spec and its probes."""
+        if not self.models:
+            return {"": (self.model, self.probes)}
+        return {name: (variant.model, tuple(_changed(probe, variant) for probe in self.probes)) for name, variant in self.models.items()}
 
 
 def load_study(source: str) -> Study:
@@ -58,11 +73,35 @@ def parse_study(content: Mapping[str, Any]) -> Study:
     if "model" in content and "models" in content:
         raise UserError("a study has either 'model:' or 'models:', not both")
     try:
-        study = Study(**{**content, "probes": tuple(parse_probe(item) for item in listed)})
+        models = {"models": _models(content["models"])} if "models" in content else {}
+        study = Study(**{**content, **models, "probes": tuple(parse_probe(item) for item in listed)})
     except ValidationError as error:
         raise _told(error, "the study") from error
     once([probe.name for probe in study.probes])
+    for variant in study.models.values():
+        for kind in variant.changes:
+            if kind not in (names := [probe.name for probe in study.probes]):
+                raise unknown("probe of this study", kind, names)
+    study.variants()  # raises for a setting that its probe does not know
     return study
+
+
+def _models(listed: object) -> dict[str, Any]:
+    """`models:` as it is read: a name to a spec, or to `model:` and beside it the settings of a probe that this model changes."""
+    if not isinstance(listed, dict) or not listed:
+        raise UserError("'models:' needs a name for each model, such as 'base: embedded'")
+    found = {}
+    for name, item in listed.items():
+        if isinstance(item, dict) and "model" not in item:
+            raise UserError(f"the model '{name}' of the study needs 'model:', a spec such as 'embedded'")
+        parts = dict(item) if isinstance(item, dict) else {"model": item}
+        found[str(name)] = {"model": parts.pop("model"), "changes": parts}
+    return found
+
+
+def _changed(probe: Probe, variant: Variant) -> Probe:
+    changes = variant.changes.get(probe.name)
+    return parse_probe({**settings(probe), **changes}) if changes else probe
 
 
 def once(names: Sequence[str]) -> None:

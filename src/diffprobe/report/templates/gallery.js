@@ -29,7 +29,7 @@
     const input = box.querySelector("input");
     const show = () => {
       box.style.setProperty("--at", `${input.value}%`);
-      input.setAttribute("aria-valuetext", `${input.value} % original`);
+      input.setAttribute("aria-valuetext", `${input.value} % ${box.dataset.over}`);
     };
     input.addEventListener("input", show);
     show();
@@ -41,7 +41,7 @@
     for (const exhibit of gallery.querySelectorAll(".exhibit")) {
       const canvas = exhibit.querySelector("canvas");
       if (!canvas) continue;
-      const [before, after] = [exhibit.querySelector("img.original"), exhibit.querySelector("img.edited")];
+      const [before, after] = [...exhibit.querySelectorAll("img")].slice(-2);
       compare(exhibit.querySelector(".compare"), before, after);
       await Promise.all([before.decode(), after.decode()]);
       const draw = () => difference(canvas, before, after, Number(gain.value));

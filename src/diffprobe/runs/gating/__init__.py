@@ -1,0 +1,1 @@
+"""What a gate is made of: which quantity a rule names, what the runs say of it, and what follows."""
