@@ -20,8 +20,6 @@ from diffprobe.probes.base import key
 from diffprobe.probes.consistency import Consistency
 from diffprobe.probes.consistency.cells import Asked, Samples, through_jpeg
 from diffprobe.probes.consistency.prompts import everyday, read_prompts, scenes, words
-from diffprobe.probes.consistency.summary import reliability
-from diffprobe.probes.consistency.traits import rank_correlation
 from diffprobe.runs.execute import plan
 from diffprobe.runs.pairing import check, paired
 from diffprobe.runs.result import Run, start
@@ -87,10 +85,12 @@ def test_two_orthogonal_halves_and_one_image(tmp_path: Path) -> None:
 
 
 def test_two_images_have_a_score_and_no_interval(tmp_path: Path) -> None:
-    run = measured(tmp_path, Consistency(("either",), repetitions=2))
+    run = measured(tmp_path / "one", Consistency(("either",), repetitions=2))
     found, mean = one(run, "scs:channels", prompt="either"), one(run, "scs:channels")
     assert (found.value, found.lo, found.hi, found.n) == (0, None, None, 2)
     assert (mean.value, mean.lo, mean.n) == (0, None, 1)
+    several = measured(tmp_path / "several", Consistency(("either", "or"), repetitions=2))
+    assert not any("nan" in verdict for verdict in several.findings["consistency"].verdicts)
     assert one(run, "repetitions:channels").reason == "no prompt has 4 images that count"
 
 
@@ -171,6 +171,7 @@ def test_settings_that_only_shape_the_summary_change_no_cell() -> None:
     ("changes", "told"),
     [
         ({"repetitions": 1}, "one image has nothing to agree with"),
+        ({"repetitions": 2.5}, "at least 2"),
         ({"repetitions": 3, "seeds": (1, 2)}, "3 repetitions need as many different seeds"),
         ({"repetitions": 2, "seeds": (1, 2, 2)}, "a seed comes twice"),
         ({"prompts": ()}, "needs 'prompts'"),
@@ -222,6 +223,7 @@ def test_prompts_from_files(tmp_path: Path) -> None:
         ("p.json", "{", "no valid JSON"),
         ("p.json", "[1]", "must hold a list"),
         ("p.csv", "id,prompt\n7,\n", "is empty"),
+        ("P.CSV", "text\na fox\n", "without `prompt`"),
         ("gone.txt", None, "cannot read the prompts"),
     ],
 )
@@ -230,6 +232,15 @@ def test_bad_prompt_files_get_one_line(tmp_path: Path, name: str, content: str |
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=told):
         read_prompts([str(tmp_path / name)], None)
+
+
+def test_a_mistyped_set_and_too_large_a_count_are_told() -> None:
+    for name in ("scnes", "Everyday"):
+        with pytest.raises(UserError, match=r"unknown set of prompts .*: did you mean"):
+            read_prompts([name], None)
+    with pytest.raises(UserError, match="there are 100 prompts, not 200"):
+        read_prompts(["everyday"], 200)
+    assert Consistency(prompts="scenes") == Consistency()  # type: ignore[arg-type]
 
 
 def test_words_that_split_the_prompts() -> None:
@@ -272,19 +283,44 @@ def test_the_pairs_of_two_runs_are_prompts(tmp_path: Path) -> None:
     check(base, measured(tmp_path / "d", Consistency(("x",), repetitions=4, guidance_scale=2)), across=("guidance_scale",))
 
 
-def test_reliability_is_the_share_that_is_not_luck() -> None:
-    """Scores of variance 1 measured with errors of variance 1: half of their spread is the prompts' own."""
-    draw = rng.stream("test.reliability", 0)
-    true, errors = draw.normal(size=4000), draw.normal(size=4000)
-    values = np.stack([true + errors, np.ones(4000)], -1)
-    assert reliability(values[None], axis=1)[0] == pytest.approx(0.5, abs=0.03)
+def test_reliability_is_the_share_that_is_not_luck(tmp_path: Path) -> None:
+    """Prompts whose scores are 100 and about a half of it, known nearly without error, differ by themselves, not by luck."""
+    run = measured(tmp_path, Consistency(tuple(f"{'same' if i % 2 else 'open'} {i}" for i in range(12)), repetitions=40))
+    spread, found = one(run, "scs_spread:channels"), one(run, "scs_reliability:channels")
+    scores = [e.value or 0.0 for e in run.estimates if e.quantity == "scs:channels" and "prompt" in e.facets]
+    assert spread.value == pytest.approx(np.std(scores, ddof=1))
+    assert 0.97 < (found.value or 0) < 1
+    assert (found.lo or 0) < (found.value or 0) < (found.hi or 0) <= 1
 
 
-def test_rank_correlation_of_a_monotone_curve() -> None:
-    x = np.arange(10.0)
-    assert rank_correlation(np.stack([x, x**3], -1)[None], axis=1) == pytest.approx(1)
-    assert rank_correlation(np.stack([x, -x], -1)[None], axis=1) == pytest.approx(-1)
-    assert rank_correlation(np.stack([x, 0 * x], -1)[None], axis=1) == pytest.approx(0)
+def test_ids_name_prompts_and_texts_are_what_is_read(tmp_path: Path) -> None:
+    prompts = tmp_path / "p.csv"
+    rows = [f"case number {i} of this list,{'same' if i % 2 else 'open'} prompt{' and more' * i}" for i in range(12)]
+    prompts.write_text("id,prompt\n" + "\n".join(rows) + "\n")
+    run = measured(tmp_path / "run", Consistency((str(prompts),), repetitions=4))
+    words_found = {e.facets["level"] for e in run.estimates if e.quantity == "scs_trait:channels"}
+    assert words_found == {"same", "open"}
+    length = one(run, "scs_length:channels")
+    assert length.n == 12
+    assert length.value is not None
+    first = run.findings["consistency"].gallery[0]
+    assert first.caption.startswith("“open prompt")
+    assert one(run, "scs:channels", prompt="case number 3 of this list").value == 100
+
+
+def test_each_interval_is_of_the_level_that_was_asked(tmp_path: Path) -> None:
+    widths = []
+    for level in (0.5, 0.95):
+        run = measured(tmp_path / str(level), Consistency(("either", "or"), repetitions=7, level=level))
+        widths.append([(e.hi or 0) - (e.lo or 0) for e in (one(run, "scs:channels", prompt="or"), one(run, "vendi:channels", prompt="or"))])
+    assert all(narrow < wide for narrow, wide in zip(*widths, strict=True))
+
+
+def test_other_words_and_sizes_under_one_name_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,prompt\n1,a cat\n2,a dog\n")
+    (tmp_path / "b.csv").write_text("id,prompt\n1,a cat\n2,a car\n")
+    one_run, other = (measured(tmp_path / name, Consistency((str(tmp_path / f"{name}.csv"),), repetitions=3)) for name in "ab")
+    assert paired(one_run, other, "consistency").notes == ("The prompt is another one in 50% of the pairs (“a dog” and “a car”).",)
 
 
 def test_jpeg_is_a_file_between_model_and_instrument(tmp_path: Path) -> None:

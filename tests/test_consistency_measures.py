@@ -122,8 +122,8 @@ def test_an_embedding_that_is_not_valid_makes_its_set_nan(bad: float) -> None:
     assert np.isnan(typicality(x[1])).all()
     assert np.isnan(spread(x[1])).all()
     assert [math.isnan(row.mean) for row in repetition_curve(x, [2, 5], draws=3)] == [False, False, True, True, False, False]
-    assert repetitions_for(1, x).each[1] is None
-    assert repetitions_for(1, x[1:2]) == ((None,), None, None)
+    assert repetitions_for(1, x) == repetitions_for(1, x[[0, 2]])
+    assert np.isnan(repetitions_for(1, x[1:2])).all()
 
 
 def test_a_single_element_that_is_not_finite_is_seen() -> None:
@@ -252,13 +252,18 @@ def test_the_images_for_a_half_width_are_the_fewest() -> None:
 
 
 def test_the_planned_number_gives_the_wished_half_width() -> None:
-    sets = cloud(60, 100, 6)
-    found = repetitions_for(2.0, sets)
-    assert found.median is not None
-    assert found.worst == max(n for n in found.each if n is not None)
-    assert found.median == sorted(n for n in found.each if n is not None)[29]
-    new = [score(x) for x in cloud(400, found.median, 6, seed=1)]
+    found = repetitions_for(2.0, cloud(60, 100, 6))
+    new = [score(x) for x in cloud(400, round(found.value), 6, seed=1)]
     assert np.mean([(x.hi - x.lo) / 2 for x in new]) == pytest.approx(2.0, rel=0.1)
+
+
+@pytest.mark.parametrize("size", [8, 20])
+def test_the_planned_number_is_covered_however_few_images_it_comes_from(size: int) -> None:
+    """Prompts of one law: planned from many images of many prompts, and again and again from few."""
+    truth = repetitions_for(1.0, cloud(300, 60, 6, seed=2)).value
+    plans = [repetitions_for(1.0, cloud(60, size, 6, seed=3 + trial)) for trial in range(60)]
+    assert np.mean([plan.value for plan in plans]) == pytest.approx(truth, rel=0.05)
+    assert np.mean([plan.lo <= truth <= plan.hi for plan in plans]) > 0.87
 
 
 def test_bad_input_is_refused() -> None:

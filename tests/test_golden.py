@@ -3,43 +3,53 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from diffprobe.adapters.load import load
-from diffprobe.model import Rig
-from diffprobe.probes.base import key
+from diffprobe.model import Embedder, Rig
+from diffprobe.probes.base import Probe, key
+from diffprobe.probes.consistency import Consistency
 from diffprobe.probes.drift import Drift
 from diffprobe.runs.execute import plan
+from tests.small import Pixels
 
 GOLDEN = Path(__file__).parent / "golden"
-PROBE = Drift(count=3, prompt_sets=("empty",), strengths=(0.4,))
+PROBES: dict[str, tuple[Probe, dict[str, Embedder]]] = {
+    "drift": (Drift(count=3, prompt_sets=("empty",), strengths=(0.4,)), {}),
+    "consistency": (Consistency(("anything", "class 1"), repetitions=3, num_inference_steps=10), {"pixels": Pixels()}),
+}
 
 
-def numbers() -> dict[str, dict[str, object]]:
-    """The mean of every numeric column, by class and version of cell, on a model whose weights cannot change."""
-    rig = Rig(load("exact:gaussian"), {})
+def numbers(name: str) -> dict[str, dict[str, object]]:
+    """The mean of every column of numbers or vectors, by class and version of cell, on a model whose weights cannot change."""
+    probe, embedders = PROBES[name]
+    rig = Rig(load("exact:gmm" if name == "consistency" else "exact:gaussian"), embedders)
     records: dict[str, pa.Table] = {}
     found: dict[str, dict[str, object]] = {}
-    for step in plan([PROBE]):
+    for step in plan([probe]):
         table = step.cell.measure(rig, *(records[key(cell)] for cell in step.cell.inputs()))
         records[step.key] = table
-        means = table.to_pandas().mean(numeric_only=True).dropna()
+        frame = table.to_pandas()
+        vectors = {column: float(np.stack(frame[column].to_list()).mean()) for column in frame if str(column).startswith("feature:")}
         found[f"{type(step.cell).__name__} {step.cell.version}"] = {
             "key": step.key,
-            **{str(name): float(mean) for name, mean in means.items()},
+            **{str(column): float(mean) for column, mean in frame.mean(numeric_only=True).dropna().items()},
+            **vectors,
         }
     return found
 
 
-def test_numbers_change_only_with_the_version_of_their_cell() -> None:
-    golden, now = json.loads((GOLDEN / "drift.json").read_text()), numbers()
+@pytest.mark.parametrize("name", sorted(PROBES))
+def test_numbers_change_only_with_the_version_of_their_cell(name: str) -> None:
+    golden, now = json.loads((GOLDEN / f"{name}.json").read_text()), numbers(name)
     assert golden.keys() == now.keys(), "a new version needs new golden numbers: python -m tests.test_golden"
-    for name, values in golden.items():
-        assert now[name].pop("key") == values.pop("key"), f"{name}: the identity of finished work changed"
-        assert now[name] == pytest.approx(values, rel=1e-4, abs=1e-9), f"{name}: other numbers, so raise the cell's version"
+    for cell, values in golden.items():
+        assert now[cell].pop("key") == values.pop("key"), f"{cell}: the identity of finished work changed"
+        assert now[cell] == pytest.approx(values, rel=1e-4, abs=1e-9), f"{cell}: other numbers, so raise the cell's version"
 
 
 if __name__ == "__main__":
-    GOLDEN.mkdir(exist_ok=True)
-    (GOLDEN / "drift.json").write_text(json.dumps(numbers(), indent=1) + "\n")
+    for name in PROBES:
+        (GOLDEN / f"{name}.json").write_text(json.dumps(numbers(name), indent=1) + "\n")

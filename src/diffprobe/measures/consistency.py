@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from scipy import stats as ss
 
 from diffprobe import rng
-from diffprobe.measures.intervals import Array
+from diffprobe.measures.intervals import Array, Interval, bootstrap
 
 
 class Consistency(NamedTuple):
@@ -49,14 +49,6 @@ class Repetition(NamedTuple):
     sd: float  # by the variance law: of n new images, not of a subset
 
 
-class Repetitions(NamedTuple):
-    """What `repetitions_for` found: images needed for each prompt (None where its spread is not known), and for all."""
-
-    each: tuple[int | None, ...]
-    median: int | None  # enough for half of the prompts
-    worst: int | None  # enough for all
-
-
 def score(embeddings: ArrayLike, *, level: float = 0.95) -> Consistency:
     """The semantic consistency score of embeddings [R, D], in points, with its interval over images.
 
@@ -83,7 +75,8 @@ def score(embeddings: ArrayLike, *, level: float = 0.95) -> Consistency:
     se = math.sqrt(max((n - 1) * float(left_out.var()), 2 * float((100 * cosines).var(ddof=1)) / (n * (n - 1))))
     reach = float(ss.t.ppf((1 + level) / 2, n - 1)) * se / apart if se > 0 else 0.0
     lo = max(100 - apart * math.exp(min(reach, 700.0)), min(value, 0.0))
-    return Consistency(value, lo, 100 - apart * math.exp(-reach), se, clipped, lowest, n)
+    hi = max(100 - apart * math.exp(-reach), 0.0)
+    return Consistency(value, lo, hi, se, clipped, lowest, n)
 
 
 def typicality(embeddings: ArrayLike) -> Array:
@@ -142,15 +135,33 @@ def repetition_curve(
     return found
 
 
-def repetitions_for(half_width: float, embeddings: Iterable[ArrayLike], *, level: float = 0.95) -> Repetitions:
-    """The smallest number of images whose interval is expected to be `half_width` points to either side, prompt by prompt.
+def repetitions_for(half_width: float, embeddings: Iterable[ArrayLike], *, level: float = 0.95) -> Interval:
+    """How many images give a prompt of average spread an interval of `half_width` points to either side, with its own over prompts.
 
-    By the variance law with the components of embeddings [P, R, D] (or a list of [R, D]): see `spread` and `images_for`.
+    By the variance law with the mean components of embeddings [P, R, D] (or a list of [R, D]): a single prompt's are too rough to
+    plan with, and the largest of many is mostly luck. The limits move the mean variance between those of its bootstrap interval
+    over prompts; nan with fewer than 2 prompts, and all nan where no prompt has 4 images.
     """
-    components = [spread(images) for images in embeddings]
-    each = tuple(None if math.isnan(part.z2) else images_for(half_width, part, level=level) for part in components)
-    known = sorted(n for n in each if n is not None)
-    return Repetitions(each, known[(len(known) - 1) // 2] if known else None, known[-1] if known else None)
+    parts = np.array([part for part in map(spread, embeddings) if math.isfinite(part.z2)]).reshape(-1, 2)
+    if len(parts) == 0:
+        return Interval(math.nan, math.nan, math.nan)
+    average = Spread(*map(float, parts.mean(0)))
+    n = images_for(half_width, average, level=level)
+    variances = (4 * (n - 2) * parts[:, 0] + 2 * parts[:, 1]) / (n * (n - 1))
+    if len(parts) < 2 or variances.mean() <= 0:
+        return Interval(n, math.nan, math.nan)
+    found = bootstrap(variances, level=level)
+    scales = [max(end, 0.0) / found.value for end in (found.lo, found.hi)]
+    return Interval(n, *(images_for(half_width, Spread(average.z1 * by, average.z2 * by), level=level) for by in scales))
+
+
+def expected_half_width(n: int, components: Spread, *, level: float = 0.95) -> float:
+    """Half the width of the interval that the score of n >= 2 images is expected to have, in points: t_(n - 1) sd(SCS_n).
+
+    Negative components count as 0.
+    """
+    known = Spread(max(components.z1, 0.0), max(components.z2, 0.0))
+    return float(ss.t.ppf((1 + level) / 2, n - 1)) * deviation(n, known)
 
 
 def images_for(half_width: float, components: Spread, *, level: float = 0.95) -> int:
@@ -160,10 +171,9 @@ def images_for(half_width: float, components: Spread, *, level: float = 0.95) ->
     """
     if not half_width > 0 or not all(map(math.isfinite, components)):
         raise ValueError(f"need a half-width > 0 and finite components, not {half_width} and {tuple(components)}")
-    known = Spread(max(components.z1, 0.0), max(components.z2, 0.0))
 
     def enough(n: int) -> bool:
-        return float(ss.t.ppf((1 + level) / 2, n - 1)) * deviation(n, known) <= half_width
+        return expected_half_width(n, components, level=level) <= half_width
 
     high = 3
     while not enough(high):

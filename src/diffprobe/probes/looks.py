@@ -17,7 +17,7 @@ _THUMBNAIL = 512  # longest side of a gallery picture
 
 
 def resized(batch: Tensor, size: int) -> Tensor:
-    if batch.shape[-1] == size:
+    if batch.shape[-2:] == (size, size):
         return batch
     return torch.nn.functional.interpolate(batch, (size, size), mode="bilinear", antialias=True)
 

@@ -26,4 +26,4 @@ def exhibits(found: Mapping[str, Sequence[ImageSet]]) -> Iterator[Exhibit]:
             "least consistent" if place == 0 else "most consistent" if place == len(ranked) - 1 else f"rank {place + 1} of {len(ranked)}"
         )
         numbers: dict[str, float | str] = {f"SCS ({one.embedder})": one.score.value, "Vendi": one.vendi.value, "images": len(one.seeds)}
-        yield Exhibit(label, f"“{one.prompt}”", one.strip(_PICTURES), numbers)
+        yield Exhibit(label, f"“{one.text}”", one.strip(_PICTURES), numbers)

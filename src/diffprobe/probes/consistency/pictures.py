@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats as ss
 
-from diffprobe.measures.consistency import Spread, deviation, repetition_curve, spread
+from diffprobe.measures.consistency import Spread, expected_half_width, repetition_curve, spread
 from diffprobe.measures.stats import Estimate
 from diffprobe.probes.base import Axis, Chart
 from diffprobe.probes.consistency.scored import ImageSet
@@ -20,7 +19,7 @@ _EMBEDDER = Axis("embedder", "instrument")
 _SCORE = Axis("scs", "SCS (points)")
 
 
-def charts(found: Mapping[str, Sequence[ImageSet]], estimates: Sequence[Estimate], half_width: float) -> Iterator[Chart]:
+def charts(found: Mapping[str, Sequence[ImageSet]], estimates: Sequence[Estimate], half_width: float, level: float) -> Iterator[Chart]:
     """How the prompts' scores are distributed, which are at the ends, what they depend on, and what more repetitions would bring."""
     scored = {embedder: [one for one in sets if one.score is not None] for embedder, sets in found.items()}
     if not any(scored.values()):
@@ -29,7 +28,7 @@ def charts(found: Mapping[str, Sequence[ImageSet]], estimates: Sequence[Estimate
     yield _ends(scored)
     yield from _traits(estimates)
     yield _settling(scored)
-    yield _precision(scored, half_width)
+    yield _precision(scored, half_width, level)
     if len(scored) > 1:
         yield from _between(scored)
 
@@ -97,11 +96,9 @@ def _settling(scored: Mapping[str, Sequence[ImageSet]]) -> Chart:
     """The score of growing subsets, for three prompts of the first instrument."""
     sets = next(iter(scored.values()))
     ranked = sorted(sets, key=lambda one: one.score.value if one.score else 0)
-    chosen = list({one.prompt: one for one in (ranked[0], ranked[len(ranked) // 2], ranked[-1])}.values())
+    chosen = list({one.text: one for one in (ranked[0], ranked[len(ranked) // 2], ranked[-1])}.values())
     curve = repetition_curve([one.embeddings for one in chosen])
-    rows = [
-        {"images": point.n, "scs": point.mean, "lo": point.lo, "hi": point.hi, "prompt": chosen[point.prompt].prompt} for point in curve
-    ]
+    rows = [{"images": point.n, "scs": point.mean, "lo": point.lo, "hi": point.hi, "prompt": chosen[point.prompt].text} for point in curve]
     caption = (
         "The score of random subsets of the images at hand: their mean, which has no trend, and the middle 95 % of them. The band closes "
         "at the full number because there is one subset of that size; the next chart says what new images would bring."
@@ -110,28 +107,20 @@ def _settling(scored: Mapping[str, Sequence[ImageSet]]) -> Chart:
     return Chart("settling", "How the score settles", caption, "line", tuple(rows), x, _SCORE, lo="lo", hi="hi", series=series)
 
 
-def _precision(scored: Mapping[str, Sequence[ImageSet]], half_width: float) -> Chart:
-    """The expected half-width of a prompt's interval by the number of images, for the median prompt and for one in ten."""
+def _precision(scored: Mapping[str, Sequence[ImageSet]], half_width: float, level: float) -> Chart:
+    """The expected half-width of a prompt's interval by the number of images, at the mean components of the prompts."""
     rows: list[dict[str, Any]] = []
     for embedder, sets in scored.items():
-        parts = [part for part in (spread(one.embeddings) for one in sets) if np.isfinite(part.z2)]
-        if not parts:
+        parts = np.array([part for part in (spread(one.embeddings) for one in sets) if np.isfinite(part.z2)]).reshape(-1, 2)
+        if not len(parts):
             continue
-        most = max(len(one.seeds) for one in sets)
-        counts = sorted({int(n) for n in np.geomspace(3, _FARTHEST * most, 24).round()})
-        for n in counts:
-            widths = [_width(n, part) for part in parts]
-            for told, share in (("half of the prompts", 0.5), ("nine in ten", 0.9)):
-                width = float(np.quantile(widths, share))
-                rows.append({"images": n, "half_width": width, "which": told if len(scored) == 1 else f"{embedder}: {told}"})
-    law = "Expected half-width of the 95 % interval of one prompt's score, by the variance law of U-statistics"
+        average, most = Spread(*map(float, parts.mean(0))), max(len(one.seeds) for one in sets)
+        for n in sorted({int(n) for n in np.geomspace(3, _FARTHEST * most, 24).round()}):
+            rows.append({"images": n, "half_width": expected_half_width(n, average, level=level), "embedder": embedder})
+    law = f"Expected half-width of the {level:.0%} interval of the score of a prompt of average spread, by the variance law of U-statistics"
     caption = f"{law}; {half_width:g} points are asked for."
     x, y = Axis("images", "images of the prompt", log=True), Axis("half_width", "half-width (points)", log=True)
-    return Chart("precision", "What more repetitions bring", caption, "line", tuple(rows), x, y, series=Axis("which", "at most, for"))
-
-
-def _width(n: int, part: Spread) -> float:
-    return float(ss.t.ppf(0.975, n - 1)) * deviation(n, Spread(max(part.z1, 0.0), max(part.z2, 0.0)))
+    return Chart("precision", "What more repetitions bring", caption, "line", tuple(rows), x, y, series=_EMBEDDER)
 
 
 def _between(scored: Mapping[str, Sequence[ImageSet]]) -> Iterator[Chart]:
@@ -139,7 +128,7 @@ def _between(scored: Mapping[str, Sequence[ImageSet]]) -> Iterator[Chart]:
     (first, sets), *others = scored.items()
     base = {one.prompt: one.score.value for one in sets if one.score}
     rows = [
-        {"prompt": one.prompt, first: base[one.prompt], "score": one.score.value, "embedder": embedder}
+        {"prompt": one.text, first: base[one.prompt], "score": one.score.value, "embedder": embedder}
         for embedder, them in others
         for one in them
         if one.score and one.prompt in base

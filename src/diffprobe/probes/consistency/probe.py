@@ -49,7 +49,8 @@ class Consistency:
         "Cosines are not clipped. The published score takes each negative cosine as 0; it is given beside ours, and is the same "
         "where no cosine is negative. The Vendi score is the number of different images that the set amounts to, from the same cosines.\n\n"
         "How many repetitions a precision needs follows from the variance law of U-statistics, with components estimated from the images "
-        "at hand without bias. A score belongs to its instrument: numbers of two embedders cannot be compared with each other."
+        "at hand without bias. No interval from a few images can know of a kind of image that is rare: twenty equal ones may be luck.\n\n"
+        "A score belongs to its instrument: numbers of two embedders cannot be compared with each other."
     )
 
     prompts: tuple[str, ...] = ("scenes",)
@@ -69,8 +70,10 @@ class Consistency:
     level: float = 0.95
 
     def __post_init__(self) -> None:
+        if isinstance(self.prompts, str):
+            object.__setattr__(self, "prompts", (self.prompts,))
         object.__setattr__(self, "guidance_scale", float(self.guidance_scale))  # 5 and 5.0 are one setting, and must be one cell
-        if self.repetitions < 2:
+        if int(self.repetitions) != self.repetitions or self.repetitions < 2:
             raise UserError(f"repetitions {self.repetitions}: one image has nothing to agree with: give at least 2 (20 is usual)")
         if self.seeds and len(set(self.seeds)) < self.repetitions:
             raise UserError(f"{self.repetitions} repetitions need as many different seeds, not {len(set(self.seeds))}: give more seeds")

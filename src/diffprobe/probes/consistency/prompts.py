@@ -7,11 +7,12 @@ import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 
 from diffprobe import rng, worlds
-from diffprobe.errors import UserError
+from diffprobe.errors import UserError, unknown
 from diffprobe.worlds.scenes import attributes_of
 
 FILES = {".txt", ".csv", ".json"}
@@ -90,14 +91,19 @@ def read_prompts(given: Sequence[str], count: int | None) -> list[Prompt]:
     """The prompts that `given` means: the name of a set or a file alone, or the prompts themselves; the first `count` of them.
 
     Files: .txt, a prompt a line; .csv with a column `prompt` and perhaps `id`, any other column a feature; .json, a list of texts
-    or of objects with the same keys. Raises UserError for a file that is missing or lacks them, an empty or a doubled prompt.
+    or of objects with the same keys. Raises UserError for a file that is missing or lacks them, an empty or a doubled prompt, a mistyped
+    set, or fewer prompts than `count`.
     """
     if len(given) == 1 and given[0] in PROMPT_SETS:
         found = PROMPT_SETS[given[0]](count)
-    elif len(given) == 1 and Path(given[0]).suffix in FILES:
+    elif len(given) == 1 and Path(given[0]).suffix.lower() in FILES:
         found = _read(Path(given[0]))
+    elif len(given) == 1 and get_close_matches(given[0].lower(), PROMPT_SETS, cutoff=0.8):
+        raise unknown("set of prompts", given[0], PROMPT_SETS)
     else:
         found = [Prompt(text, text) for text in given]
+    if count is not None and count > len(found):
+        raise UserError(f"there are {len(found)} prompts, not {count}: ask for fewer, or leave count out for all")
     found = found[:count]
     if not found:
         raise UserError(f"'{given[0] if given else ''}' holds no prompt: give a list, a file ({', '.join(sorted(FILES))}), or a set")
@@ -120,9 +126,9 @@ def _read(path: Path) -> list[Prompt]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the prompts in {path} ({error}): give a text file in UTF-8") from error
-    if path.suffix == ".txt":
+    if path.suffix.lower() == ".txt":
         return [Prompt(line.strip(), line.strip()) for line in text.splitlines() if line.strip()]
-    return [_prompt(row, path) for row in (_rows(text, path) if path.suffix == ".json" else csv.DictReader(io.StringIO(text)))]
+    return [_prompt(row, path) for row in (_rows(text, path) if path.suffix.lower() == ".json" else csv.DictReader(io.StringIO(text)))]
 
 
 def _rows(text: str, path: Path) -> list[Mapping[str, object]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +13,7 @@ from diffprobe.measures.consistency import Consistency, score, typicality
 from diffprobe.measures.diversity import subsample_interval, vendi_score
 from diffprobe.measures.intervals import Interval
 from diffprobe.probes.base import Records
+from diffprobe.probes.consistency.prompts import Prompt
 
 Array = npt.NDArray[np.float64]
 _FEATURE = "feature:"
@@ -21,25 +21,30 @@ _FEATURE = "feature:"
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The unflagged images of one prompt that one instrument can tell something about: `embeddings` [R, D] belong to `seeds` [R]."""
+    """The unflagged images of one prompt that one instrument can tell something about: `embeddings` [R, D] belong to `seeds` [R].
+
+    `prompt` is its id, `text` what the pipeline was given; `level` is that of its intervals.
+    """
 
     prompt: str
+    text: str
     embedder: str
     seeds: tuple[int, ...]
     embeddings: Array
     pictures: tuple[str | None, ...]
-    left_out: int = 0
+    left_out: int
+    level: float
 
     @cached_property
     def score(self) -> Consistency | None:
         """None for fewer than two images."""
-        return score(self.embeddings) if len(self.seeds) > 1 else None
+        return score(self.embeddings, level=self.level) if len(self.seeds) > 1 else None
 
     @cached_property
     def vendi(self) -> Interval:
         """The number of different images that the set amounts to, 1 to R; limits are nan for fewer than three."""
         if len(self.seeds) > 2:
-            return subsample_interval(self.embeddings)
+            return subsample_interval(self.embeddings, level=self.level)
         return Interval(float(vendi_score(self.embeddings)) if self.seeds else np.nan, np.nan, np.nan)
 
     @cached_property
@@ -57,7 +62,7 @@ class ImageSet:
         return {f"{names.get(i, '')}seed {self.seeds[i]}": str(self.pictures[i]) for i in chosen}
 
 
-def image_sets(records: Records) -> dict[str, list[ImageSet]]:
+def image_sets(records: Records, level: float = 0.95) -> dict[str, list[ImageSet]]:
     """By instrument, the sets of all prompts in the order of the records; nothing where nothing is measured.
 
     An image without an embedding to go by (zero, or not finite) is left out and counted.
@@ -74,13 +79,13 @@ def image_sets(records: Records) -> dict[str, list[ImageSet]]:
             usable = np.isfinite(vectors).all(1) & vectors.any(1)
             kept = sound[usable]
             pictures = tuple(str(picture) if isinstance(picture, str) else None for picture in kept["picture"])
-            sets.append(ImageSet(str(prompt), name, tuple(map(int, kept["seed"])), vectors[usable], pictures, int((~usable).sum())))
+            seeds, text = tuple(map(int, kept["seed"])), str(rows["prompt"].iloc[0])
+            sets.append(ImageSet(str(prompt), text, name, seeds, vectors[usable], pictures, int((~usable).sum()), level))
     return found
 
 
-def features(records: Records) -> Mapping[str, dict[str, str]]:
-    """Each prompt's features by its name, in the study's order; none where the prompts were not recorded."""
-    if "Asked" not in records:
-        return {}
-    rows = records["Asked"].to_pylist()
-    return {row["prompt_id"]: dict(zip(row["feature"], row["value"], strict=True)) for row in rows}
+def asked(records: Records) -> dict[str, Prompt]:
+    """The study's prompts by their ids, in its order; none where they were not recorded."""
+    rows = records["Asked"].to_pylist() if "Asked" in records else []
+    pairs = ((row, tuple(zip(row["feature"], row["value"], strict=True))) for row in rows)
+    return {row["prompt_id"]: Prompt(row["prompt_id"], row["prompt"], features) for row, features in pairs}

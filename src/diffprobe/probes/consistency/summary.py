@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -9,17 +10,18 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from diffprobe.measures.consistency import Repetitions, repetitions_for
-from diffprobe.measures.intervals import Interval, Statistic, bootstrap, mean
+from diffprobe.measures.consistency import repetitions_for
+from diffprobe.measures.intervals import Interval, bootstrap
 from diffprobe.measures.stats import Estimate
+from diffprobe.measures.variance import spread_interval
 from diffprobe.probes.base import Card, Facets, Findings, Records, estimated
 from diffprobe.probes.consistency.gallery import exhibits
 from diffprobe.probes.consistency.pictures import charts
-from diffprobe.probes.consistency.scored import ImageSet, features, image_sets
+from diffprobe.probes.consistency.scored import ImageSet, asked, image_sets
 from diffprobe.probes.consistency.traits import traits
 from diffprobe.probes.consistency.verdicts import sentences
 
-Array = npt.NDArray[np.float64]
+UNKNOWN = Interval(math.nan, math.nan, math.nan)
 
 
 class Wanted(NamedTuple):
@@ -31,69 +33,61 @@ class Wanted(NamedTuple):
 
 def summarise(wanted: Wanted, records: Records) -> Findings:
     """Everything that the report shows of the consistency; what is not measured yet is left out, what does not count is counted."""
-    found = image_sets(records)
+    found = image_sets(records, wanted.level)
     if not found:
         why = "No instrument looked at the images: name one under `embedders`." if "Samples" in records else "Nothing is measured yet."
         return Findings((), verdicts=(why,))
     estimates: list[Estimate] = []
     cards: list[Card] = []
-    needs: dict[str, Repetitions] = {}
-    asked = features(records)
+    prompts = asked(records)
     for embedder, sets in found.items():
         scored = [one for one in sets if one.score is not None]
-        needs[embedder] = repetitions_for(wanted.half_width, [one.embeddings for one in scored], level=wanted.level)
-        overall = {e.quantity: e for e in _overall(embedder, scored, needs[embedder], wanted)}
+        overall = {e.quantity: e for e in _overall(embedder, scored, wanted)}
         cards += _cards(embedder, scored, overall, wanted)
         estimates += overall.values()
-        estimates += traits(embedder, scored, asked, wanted.level)
+        estimates += traits(embedder, scored, prompts, wanted.level)
         estimates += _each(embedder, sets)
     estimates += _counted(records, found)
     return Findings(
         tuple(estimates),
         tuple(sentences(found, estimates, wanted.half_width)),
         tuple(cards),
-        tuple(charts(found, estimates, wanted.half_width)),
+        tuple(charts(found, estimates, wanted.half_width, wanted.level)),
         tuple(exhibits(found)),
     )
 
 
-def _overall(embedder: str, scored: Sequence[ImageSet], needs: Repetitions, wanted: Wanted) -> Iterator[Estimate]:
+def _overall(embedder: str, scored: Sequence[ImageSet], wanted: Wanted) -> Iterator[Estimate]:
     """The prompts as a whole: prompts are the units that are resampled."""
     scores = [one.score for one in scored if one.score is not None]
     values = np.array([score.value for score in scores])
+    level, n = wanted.level, len(values)
 
-    def over(quantity: str, data: npt.ArrayLike, statistic: Statistic = mean, unit: str = "points") -> Estimate:
-        column, fewest = np.asarray(data, np.float64), 1 if statistic is mean else 3
-        if len(column) < fewest:
-            told = f"{len(column)} prompts count: {fewest} are needed"
-            return Estimate("consistency", f"{quantity}:{embedder}", None, None, None, len(column), unit, reason=told)
-        return estimated("consistency", f"{quantity}:{embedder}", bootstrap(column, statistic, level=wanted.level), len(column), {}, unit)
+    def told(quantity: str, interval: Interval, count: int = n, unit: str = "points") -> Estimate:
+        return estimated("consistency", f"{quantity}:{embedder}", interval, count, {}, unit)
 
-    yield over("scs", values)
-    yield over("scs_median", values, np.median)
-    yield over("scs_spread", values, _deviation)
-    yield over("scs_clipped", [score.clipped for score in scores])
-    yield over("vendi", [one.vendi.value for one in scored], unit="images")
-    known = np.array([(score.value, score.se**2) for score in scores if np.isfinite(score.se)]).reshape(-1, 2)
-    yield over("scs_reliability", known, reliability, unit="")
-    each = np.array([n for n in needs.each if n is not None], np.float64)
+    def over(column: npt.ArrayLike, least: float = -100, most: float = 100) -> Interval:
+        found = bootstrap(column, level=level) if n else UNKNOWN
+        return Interval(found.value, max(found.lo, least), min(found.hi, most)) if math.isfinite(found.lo) else found
+
+    yield told("scs", over(values))
+    yield told("scs_median", bootstrap(values, np.median, level=level) if n > 2 else UNKNOWN)
+    spread = spread_interval(values, level=level) if n > 1 else UNKNOWN
+    yield told("scs_spread", spread)
+    yield told("scs_clipped", over([score.clipped for score in scores], 0))
+    yield told("vendi", over([one.vendi.value for one in scored], 1, math.inf), unit="images")
+    luck = float(np.mean([score.se**2 for score in scores])) if n else np.nan
+    yield told("scs_reliability", Interval(*(_share(end, luck) for end in spread)), unit="")
+    needed = repetitions_for(wanted.half_width, [one.embeddings for one in scored], level=level)
     facets: Facets = {"half_width": wanted.half_width}
-    reason = None if len(each) else "no prompt has 4 images that count"
-    half = over("repetitions", each, np.median, "images")
-    yield replace(half, facets=facets, reason=reason or half.reason)
-    worst = None if needs.worst is None else float(needs.worst)
-    yield Estimate("consistency", f"repetitions_worst:{embedder}", worst, None, None, len(each), "images", facets, reason)
+    reason = "no prompt has 4 images that count" if math.isnan(needed.value) else None
+    counted = told("repetitions", needed, unit="images")
+    yield replace(counted, facets=facets, reason=reason or counted.reason)
 
 
-def reliability(values: Array, /, *, axis: int) -> Array:
-    """The share of the spread of scores that is the prompts' own, not the luck of the seeds: of [R, prompts, (score, se^2)] to [R]."""
-    total = values[..., 0].var(axis, ddof=1)
-    luck = values[..., 1].mean(axis)
-    return np.asarray(np.clip(1 - np.divide(luck, total, out=np.ones_like(total), where=total > 0), 0, 1))
-
-
-def _deviation(values: Array, /, *, axis: int) -> Array:
-    return np.asarray(values.std(axis, ddof=1))
+def _share(spread: float, luck: float) -> float:
+    """The share of the spread of scores that is the prompts' own, and not the luck of the seeds, of which `luck` is the variance."""
+    return min(max(1 - luck / spread**2, 0.0), 1.0) if spread > 0 else math.nan
 
 
 def _each(embedder: str, sets: Sequence[ImageSet]) -> Iterator[Estimate]:
@@ -132,5 +126,5 @@ def _cards(embedder: str, scored: Sequence[ImageSet], overall: dict[str, Estimat
     )
     yield Card(f"spread of prompts ({embedder})", overall[f"scs_spread:{embedder}"], "standard deviation of the prompts' scores")
     yield Card(f"Vendi score ({embedder})", overall[f"vendi:{embedder}"], f"different images that the {times} of a prompt amount to")
-    told = f"images a prompt for ±{wanted.half_width:g} points, for half of the prompts"
+    told = f"images for ±{wanted.half_width:g} points, of a prompt of average spread"
     yield Card(f"repetitions needed ({embedder})", overall[f"repetitions:{embedder}"], told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from diffprobe.measures.stats import Estimate
@@ -22,7 +23,7 @@ def sentences(found: Mapping[str, Sequence[ImageSet]], estimates: Sequence[Estim
         yield from _size(embedder, scored, named)
         yield from _ends(scored)
         yield from _clipped(scored, named[f"scs:{embedder}"], named[f"scs_clipped:{embedder}"])
-        yield from _precision(scored, named, embedder, half_width)
+        yield from _precision(scored, named[f"repetitions:{embedder}"], half_width)
         yield from _traits(embedder, estimates)
         yield from _same(scored)
     yield from _uncounted(estimates)
@@ -42,7 +43,8 @@ def _ends(scored: Sequence[ImageSet]) -> Iterator[str]:
     told = []
     for one in (ranked[0], ranked[-1]):
         assert one.score is not None
-        told.append(f"“{one.prompt}” ({one.score.value:.1f}, {one.score.lo:.1f} to {one.score.hi:.1f}, {len(one.seeds)} images)")
+        ends = f", {one.score.lo:.1f} to {one.score.hi:.1f}" if math.isfinite(one.score.lo) else ""
+        told.append(f"“{one.text}” ({one.score.value:.1f}{ends}, {len(one.seeds)} images)")
     yield f"Least consistent is {told[0]}, most consistent {told[1]}."
 
 
@@ -54,14 +56,13 @@ def _clipped(scored: Sequence[ImageSet], mean: Estimate, clipped: Estimate) -> I
         yield f"{told}; clipped at 0 as published, the mean is {gain:.2g} points higher."
 
 
-def _precision(scored: Sequence[ImageSet], named: Mapping[str, Estimate], embedder: str, half_width: float) -> Iterator[str]:
-    need, worst = named[f"repetitions:{embedder}"].value, named[f"repetitions_worst:{embedder}"].value
-    widths = sorted((one.score.hi - one.score.lo) / 2 for one in scored if one.score and one.score.hi >= one.score.lo)
-    if need is None or worst is None or not widths:
+def _precision(scored: Sequence[ImageSet], need: Estimate, half_width: float) -> Iterator[str]:
+    widths = sorted((one.score.hi - one.score.lo) / 2 for one in scored if one.score and math.isfinite(one.score.lo))
+    if need.value is None or not widths:
         return
     yield (
-        f"The score of the median prompt is known to ±{widths[len(widths) // 2]:.2g} points; ±{half_width:g} would take {need:.0f} "
-        f"images for half of the prompts, {worst:.0f} for all."
+        f"The score of the median prompt is known to ±{widths[len(widths) // 2]:.2g} points; ±{half_width:g} would take about "
+        f"{need.value:.0f} images of a prompt of average spread ({_between(need)})."
     )
 
 
@@ -77,14 +78,16 @@ def _traits(embedder: str, estimates: Sequence[Estimate]) -> Iterator[str]:
     way = "more" if best.value > 0 else "less"
     feature, value = best.facets["feature"], best.facets["level"]
     which = f"that do not name a {feature}" if value == UNNAMED else f"with the {feature} “{value}”"
-    yield f"Prompts {which} are {way} consistent than the others by {abs(best.value):.2g} points ({_between(best)}, {best.n} prompts)."
+    ends = sorted(abs(end) for end in (best.lo, best.hi) if end is not None)
+    reach = " to ".join(f"{end:.3g}" for end in ends)
+    yield f"Prompts {which} are {way} consistent than the others by {abs(best.value):.2g} points ({reach}, {best.n} prompts)."
 
 
 def _same(scored: Sequence[ImageSet]) -> Iterator[str]:
     same = [one for one in scored if one.score and one.score.value == 100]
     if same:
         more = f" and {len(same) - 1} more" if len(same) > 1 else ""
-        yield f"All images of “{same[0].prompt}”{more} are one and the same to {same[0].embedder}: does the pipeline heed its seed?"
+        yield f"All images of “{same[0].text}”{more} are one and the same to {same[0].embedder}: does the pipeline heed its seed?"
 
 
 def _uncounted(estimates: Sequence[Estimate]) -> Iterator[str]:
@@ -94,4 +97,4 @@ def _uncounted(estimates: Sequence[Estimate]) -> Iterator[str]:
 
 
 def _between(e: Estimate) -> str:
-    return "" if e.lo is None or e.hi is None else f"{e.lo:.3g} to {e.hi:.3g}"
+    return "no interval" if e.lo is None or e.hi is None else f"{e.lo:.3g} to {e.hi:.3g}"
