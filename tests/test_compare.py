@@ -24,11 +24,11 @@ from diffprobe.report.page import render
 from diffprobe.runs.compare import Comparison, compare
 from diffprobe.runs.comparison import wording
 from diffprobe.runs.comparison.charts import charts
-from diffprobe.runs.comparison.choices import read_choices
+from diffprobe.runs.comparison.choices import Judged, read_choices
 from diffprobe.runs.comparison.contrast import Against, Row, contrasts, flat
 from diffprobe.runs.comparison.losses import losses
 from diffprobe.runs.comparison.sides import named
-from diffprobe.runs.pairing import Pair, Pairing
+from diffprobe.runs.pairing import Pair, Pairing, matched
 from diffprobe.runs.result import Run, open_run, start
 from tests.small import gaussian, small_drift
 from tests.test_cli import HEAVY, Command, alone, diffprobe, refused, write_study  # noqa: F401
@@ -74,7 +74,7 @@ def pair(base: ArrayLike, other: ArrayLike, **told: Any) -> Pair:
     words = "is more consistent than", "is less consistent than"
     sides = (Comparable("scs", "semantic consistency", "prompt", dict(zip(units, side.tolist(), strict=True)), *words) for side in values)
     first, second = (replace(side, **settings) for side in sides)
-    return Pair(first, second, units, *values)
+    return matched(first, second)
 
 
 def against(*pairs: Pair, other: str = "B", probe: str = "drift") -> Against:
@@ -261,6 +261,15 @@ def test_the_same_difference_in_every_unit_is_no_evidence() -> None:
     json.dumps(flat(found), allow_nan=False)
 
 
+def test_rounding_is_no_difference() -> None:
+    """Embeddings of single precision lean one way by some 1e-7 of a value; ten times that is a difference."""
+    base = 80 + noise(40)
+    assert one(base, base * (1 + 7e-7))[0].outcome == "equal"
+    assert one(-base, -base * (1 + 7e-7))[0].outcome == "equal"
+    shifted = one(base, base * (1 + 7e-6))[0]
+    assert (shifted.outcome, shifted.gain) == ("higher", "better")
+
+
 # --- sentences --------------------------------------------------------------------------------------------------------------------
 
 
@@ -353,6 +362,7 @@ def test_what_cannot_be_compared_is_refused_with_the_difference(runs: dict[str, 
     assert "two runs or more, not 1" in refusal(runs={"a": runs["base"]})
     assert "level 95 must be at least 0.5 and below 1" in refusal(runs=runs, level=95)
     assert "holds no run" in refusal(runs={"a": runs["base"], "b": tmp_path / "nowhere"})
+    assert "by name: give a mapping, such as {" in refusal(runs=[runs["base"], steps])
     assert "a run without a name" in refusal(runs={"a": runs["base"], "": steps})
 
 
@@ -363,6 +373,9 @@ def test_settings_that_are_meant_to_differ_are_compared_across(runs: dict[str, R
     assert found.json()["across"] == ["num_inference_steps"]
     assert "drift is in one of the two alone" in found.notes[0]
     page = found.report(tmp_path / "page.html").read_text()
+    assert found.notes[0] in page
+    alike = compare({"five": runs["base"], "six": steps}, across="num_inference_steps")
+    assert (alike.across, alike.json()) == (("num_inference_steps",), found.json())
     assert "consistency: num_inference_steps" in page
 
 
@@ -426,6 +439,14 @@ def test_choices_are_set_against_the_higher_score(two: Comparison, runs: dict[st
     assert found.json()["choices"][0]["agreement"]["value"] == pytest.approx(2 / 3)
     assert "2 of 3 prompts" in found.report(tmp_path / "page.html").read_text()
     assert two.judged == ()
+
+
+def test_kappa_is_told_within_its_range() -> None:
+    """Its interval is symmetric, and would reach beyond 1."""
+    told = human_agreement([(p, "B", a) for p in "abc" for a in "xy"], dict.fromkeys("abc", "B"))
+    odd = told._replace(kappa=told.kappa._replace(value=0.9, lo=0.6, hi=1.2))
+    (sentence,) = wording.opinions([Judged("B", "scs", "consistency", odd)], "A")
+    assert re.search(r"a kappa of 0\.9\d* \[0\.6\d*, 1\.0\d*\]\.$", sentence)
 
 
 def test_rows_without_an_annotator_are_votes_of_different_people(tmp_path: Path) -> None:
@@ -529,6 +550,22 @@ def test_markdown_says_the_verdicts_first_and_counts_what_it_leaves_out(two: Com
     assert len(table) == 40
     assert "20 more rows are in comparison.json." in text
     assert [line.startswith("| semantic consistency |") for line in table] == [True] * 2 + [False] * 38
+
+
+def test_no_quantity_is_starved_of_its_worst_units() -> None:
+    base = noise(12)
+    found = losses(
+        [
+            against(*(pair(base, base - 1 - 0.1 * noise(12, k), quantity=f"q{k}", title=f"q{k}") for k in (1, 2)), other=other)
+            for other in "BC"
+        ]
+    )
+    text = wording.markdown(["A", "B", "C"], [], [], found, [])
+    lines = text.partition("Worst regressions")[2].splitlines()
+    shown = [tuple(cell.strip() for cell in line.split("|")[1:3]) for line in lines if line.startswith(("| B", "| C"))]
+    assert [(unit[0], title) for unit, title in shown[:4]] == [("B", "q1"), ("B", "q2"), ("C", "q1"), ("C", "q2")]
+    assert len(shown) == 6
+    assert "10 more regressions are in comparison.json." in text
 
 
 def test_names_stay_text_in_markdown() -> None:
@@ -674,6 +711,12 @@ def test_the_command_prints_the_verdicts_and_writes_beside_the_first_run(
     folder = runs["base"].path.parent / "comparison-base-tuned"
     assert f"comparison: {folder / 'comparison.html'}" in answer.out
     assert json.loads((folder / "comparison.json").read_text()) == two.json()
+    assert diffprobe("compare", runs["base"].path, runs["tuned"].path).code == 0
+    kept = (folder / "comparison.json").read_bytes()
+    refused(
+        diffprobe("compare", runs["base"].path, f"tuned={runs['third'].path}"), "holds a comparison of other runs: choose another --out"
+    )
+    assert (folder / "comparison.json").read_bytes() == kept
     renamed = diffprobe("compare", f"old={runs['base'].path}", f"new={runs['tuned'].path}", "--out", tmp_path / "out", "--level", "0.9")
     assert renamed.code == 0
     assert "new drifts" in renamed.out

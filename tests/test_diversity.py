@@ -116,6 +116,22 @@ def test_the_interval_of_a_linear_score_is_students() -> None:
     assert np.mean([each.hi - each.lo for each in grouped]) == pytest.approx(2 * 2.045 / math.sqrt(300), rel=0.05)
 
 
+def test_no_interval_leaves_the_possible_range() -> None:
+    """Equal rows, all orthogonal ones, few rows and few dimensions: where the jackknife alone would."""
+    assert subsample_interval(np.ones((6, 4))) == pytest.approx((1, 1, 1))
+    outlier = np.ones((6, 4)) - 2 * (np.arange(6) == 5)[:, None] * np.array([0, 0, 1, 1])
+    found = [subsample_interval(x) for x in (outlier, *(normal(n, dim, seed=n) for n in (3, 5, 8, 200) for dim in (2, 3, 300)))]
+    free = [subsample_interval(x, vendi_score, bounds=(-math.inf, math.inf)) for x in (outlier, normal(8, 2, seed=8))]
+    assert free[0].lo < 1 == found[0].lo
+    assert free[1].hi > 2
+    limits = [6, *(min(n, dim) for n in (3, 5, 8, 200) for dim in (2, 3, 300))]
+    for each, limit in zip(found, limits, strict=True):
+        assert 1 <= each.lo <= each.value <= each.hi <= limit
+    x = normal(20, 3)
+    bounded = subsample_interval(x, lambda features: vendi_score(features, 2), bounds=(1, 2.99))
+    assert bounded.lo < bounded.value < bounded.hi == 2.99
+
+
 def test_every_row_is_left_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """23 rows in 5 groups: sizes of 18 and 19, in any chunks."""
     x, seen = np.arange(1.0, 24)[:, None], []
@@ -149,5 +165,7 @@ def test_bad_input_is_refused() -> None:
         subsample_interval(x[:2])
     with pytest.raises(ValueError, match="3 draws or more"):
         subsample_interval(x, draws=2)
+    with pytest.raises(ValueError, match="lowest and the highest possible score"):
+        subsample_interval(x, bounds=(3, 1))
     with pytest.raises(ValueError, match="one number a set"):
         subsample_interval(x, lambda features: features.mean(1))

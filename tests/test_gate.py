@@ -84,7 +84,7 @@ def test_a_facet_names_one_of_many(base: Run, steps: Run) -> None:
     rows = [run.records("drift").query("requested_strength == 0.3")["mse"].mean() for run in (steps, base)]
     assert [told.value, told.threshold] == pytest.approx(rows)
     assert (told.outcome, told.paired) == ("pass", True)
-    again = one(steps, base, "drift.mse{strength=.30, num_inference_steps=30} >= baseline", across=["num_inference_steps"])
+    again = one(steps, base, "drift.mse{strength=.30, num_inference_steps=30} >= baseline", across="num_inference_steps")
     assert again.room == told.room
 
 
@@ -157,6 +157,16 @@ def test_no_flag_is_a_count_of_none_and_flags_of_all_reasons_are_added(base: Run
     assert found.outcomes[3].rate == pytest.approx(10 / 12)
 
 
+def test_counts_of_other_numbers_of_samples_are_not_compared(base: Run, tmp_path: Path) -> None:
+    other = start(gaussian(), [replace(DRIFT, count=8)], tmp_path)
+    told = one(other, base, "drift.flagged{of=edits} <= baseline")
+    assert told.outcome == "inconclusive"
+    assert f"it is 0 of 32 samples in {other.path}, and 0 of 48 in {base.path}: measure as many in both" in told.sentence
+    assert one(other, base, "drift.flagged{of=edits} <= 0").outcome == "pass"
+    assert one(other, base, "drift.samples{of=edits} >= baseline").outcome == "fail"
+    assert "(a count, of 48, and of 48 in the baseline)" in one(base, base, "drift.flagged{of=edits} <= baseline").sentence
+
+
 def test_consistency_pairs_by_prompt_and_one_prompt_has_images(tmp_path: Path) -> None:
     asked = Consistency(prompts=("class 0", "class 1", "class 2"), repetitions=4)
     rig, across = Rig(exact_model("gmm"), {"pixels": Pixels()}), ["num_inference_steps"]
@@ -166,7 +176,7 @@ def test_consistency_pairs_by_prompt_and_one_prompt_has_images(tmp_path: Path) -
     assert "3 prompts, paired" in told.sentence
     told = one(runs[0], runs[1], "consistency.scs:pixels{prompt=class 1} within 5 of baseline", across=across)
     assert (told.outcome, told.n, told.paired) == ("pass", 4, False)
-    assert "n = 4 units, unpaired, 4 in the baseline" in told.sentence
+    assert "n = 4 images, unpaired, 4 in the baseline" in told.sentence
 
 
 @pytest.mark.parametrize(
@@ -247,8 +257,12 @@ def test_an_incomplete_run_is_ruled_and_told_and_does_not_pass(base: Run, partia
     assert found.notes[0].startswith(f"{partial.path} is incomplete: ")
     whole = gate(base, partial, "drift.mse <= baseline")
     assert [told.outcome for told in whole.outcomes] == ["pass"]
-    assert (whole.exit_code, whole.passed, whole.incomplete) == (3, False, (str(partial.path),))
+    assert (whole.exit_code, whole.passed, whole.incomplete) == (3, False, {"baseline": whole.notes[0]})
     assert gate(partial, base, "drift.mse < baseline").exit_code == 1
+    root = ET.fromstring(whole.junit())
+    assert [root.get(name) for name in ("tests", "failures", "skipped")] == ["3", "0", "1"]
+    skipped = {case.get("name"): told.get("message") for case in root.iter("testcase") for told in case.iter("skipped")}
+    assert skipped == {"the baseline is whole": whole.notes[0]}
     shutil.copytree(partial.path, tmp_path / "empty")
     shutil.rmtree(tmp_path / "empty" / "cells")
     told = one(tmp_path / "empty", base, "drift.mse <= baseline")
@@ -279,12 +293,13 @@ def test_junit_has_a_case_a_rule_and_skips_what_is_inconclusive(mixed: GateResul
     assert suite is not None
     for element in (root, suite):
         assert {name: element.get(name) for name in ("tests", "failures", "errors", "skipped")} == {
-            "tests": "3",
+            "tests": "5",
             "failures": "1",
             "errors": "0",
             "skipped": "1",
         }
-    cases = suite.findall("testcase")
+    *cases, run, baseline = suite.findall("testcase")
+    assert [(case.get("name"), len(case)) for case in (run, baseline)] == [("the run is whole", 0), ("the baseline is whole", 0)]
     assert [case.get("name") for case in cases] == list(MIXED)
     assert {case.get("classname") for case in cases} == {"diffprobe.gate.drift"}
     assert [[child.tag for child in case] for case in cases] == [["system-out"], ["failure", "system-out"], ["skipped", "system-out"]]
@@ -326,8 +341,8 @@ def test_the_command_prints_a_line_a_rule_and_writes_both_files(diffprobe: Comma
     assert lines[0].startswith("pass         drift.mse <= 1.2*baseline: drift.mse is ")
     assert lines[1].startswith("FAIL         drift.mse <= baseline: drift.mse is ")
     assert lines[2].startswith("pass         drift.psnr within 2 of baseline: drift.psnr is ")
-    assert lines[-2:] == [f"written: {file}" for file in files]
-    assert len(list(ET.fromstring(files[0].read_bytes()).iter("testcase"))) == 3
+    assert lines[-3:] == ["outcome: FAIL", *(f"written: {file}" for file in files)]
+    assert len(list(ET.fromstring(files[0].read_bytes()).iter("testcase"))) == 5
     assert files[1].read_text(encoding="utf-8").count("\n| ") == 5
 
 

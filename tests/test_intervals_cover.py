@@ -19,7 +19,9 @@ from diffprobe.measures.stats import (
     fleiss_kappa,
     hedges_g,
     paired_effect,
+    rank_correlation,
     shift,
+    spread_interval,
     variance_components,
     welch,
 )
@@ -80,6 +82,24 @@ def correlation(sizes: list[int], rho: float) -> Trial:
     return lambda g, _: variance_components(groups(g, sizes, rho)).icc
 
 
+def normal_spread(n: int) -> Trial:
+    return lambda g, _: spread_interval(g.standard_normal(n))
+
+
+def skewed_spread(n: int) -> Trial:
+    return lambda g, _: spread_interval(g.gamma(3, size=n))
+
+
+def ranks(rho: float, n: int) -> Trial:
+    """A normal pair with correlation rho; its Spearman correlation is 6 / pi asin(rho / 2)."""
+
+    def trial(generator: np.random.Generator, _: int) -> Interval:
+        x, e = generator.standard_normal((2, n))
+        return rank_correlation(x, rho * x + math.sqrt(1 - rho**2) * e)
+
+    return trial
+
+
 def cohen(kappa: float, n: int) -> Trial:
     return lambda g, _: cohen_kappa(*rated(g, n, 2, kappa).T.tolist())
 
@@ -120,6 +140,9 @@ CASES: dict[str, tuple[Trial, float]] = {
     **{f"intraclass correlation {rho}, unbalanced": (correlation([1, 2, 3, 20] * 4, rho), rho) for rho in (0.1, 0.8)},
     **{f"Cohen's kappa {k}, {n}": (cohen(k, n), k) for k in (0.2, 0.6, 0.9) for n in (30, 100)},
     **{f"Fleiss' kappa {k}, {n}": (fleiss(k, n), k) for k, n in ((0.6, 30), (0.9, 30), (0.2, 100), (0.6, 100))},
+    **{f"spread, {n} normal": (normal_spread(n), 1) for n in (20, 100)},
+    **{f"spread, {n} skewed": (skewed_spread(n), math.sqrt(3)) for n in (20, 100)},
+    **{f"rank correlation {rho}, {n}": (ranks(rho, n), 6 / math.pi * math.asin(rho / 2)) for rho in (0, 0.5, 0.8) for n in (30, 100)},
     "difference of independent means": (
         lambda g, _: mover(mean_interval(2 * g.standard_normal(20) + 3), mean_interval(g.standard_normal(30) + 2), 1.5),
         0,

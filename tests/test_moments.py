@@ -106,6 +106,30 @@ def test_published_statistics_are_moments() -> None:
     given = Moments.given(x.mean(0), np.cov(x.T), 80)
     assert same(given, Moments().update(x), 1e-9)
     assert frechet_distance(given, x) == pytest.approx(0, abs=1e-10)
+    assert type(Moments.given(x.mean(0), np.cov(x.T), np.int64(80)).n) is int  # type: ignore[arg-type]
+
+
+def test_singular_and_rounded_statistics_are_covariances() -> None:
+    x = rows(5, 60)
+    rounded = np.cov(x.T).astype(np.float32)
+    assert np.linalg.eigvalsh(rounded.astype(np.float64))[0] < 0
+    assert Moments.given(x.mean(0), rounded, 5).covariance == pytest.approx(rounded, rel=1e-6, abs=1e-12)
+    assert (Moments.given(np.zeros(3), np.zeros((3, 3)), 5).covariance == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("covariance", "lowest"),
+    [
+        ([[1.0, 0.0], [0.0, -1.0]], "-1"),
+        ([[1.0, 2.0], [2.0, 1.0]], "-1"),
+        ([[1.0, 1.0001], [1.0001, 1.0]], "-0.0001"),
+        ([[0.0, 1.0], [1.0, 0.0]], "-1"),
+        ([[-1e-9, 0.0], [0.0, 1.0]], "-1e-09"),
+    ],
+)
+def test_negative_variances_are_refused(covariance: list[list[float]], lowest: str) -> None:
+    with pytest.raises(ValueError, match=f"no negative variance in any direction, this one has {lowest}: give"):
+        Moments.given(np.zeros(2), np.array(covariance), 10)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -134,3 +158,6 @@ def test_bad_input_is_refused() -> None:
         Moments.given(np.zeros(3), np.eye(4), 10)
     with pytest.raises(ValueError, match="published statistics"):
         Moments.given(np.zeros(2), np.array([[1.0, 0.5], [0.0, 1.0]]), 10)
+    for n in (10.0, 10.5, True):
+        with pytest.raises(ValueError, match=f"a whole number, not {n}"):
+            Moments.given(np.zeros(2), np.eye(2), n)  # type: ignore[arg-type]

@@ -12,9 +12,9 @@ from PIL import Image
 from diffprobe.adapters.exact import exact_model
 from diffprobe.errors import UserError
 from diffprobe.model import Rig
-from diffprobe.probes.base import Probe
+from diffprobe.probes.base import Comparable, Probe
 from diffprobe.probes.consistency import Consistency
-from diffprobe.runs.pairing import Pairing, check, paired, shared_probes
+from diffprobe.runs.pairing import Pairing, check, matched, paired, shared_probes
 from diffprobe.runs.result import Run, open_run, start
 from tests.small import gaussian, small_drift
 from tests.test_result import Brightness
@@ -100,7 +100,7 @@ def test_prompts_pair_by_name_and_score_the_seeds_in_common(tmp_path: Path) -> N
     assert {pair.base_comparable.quantity for pair in found.pairs} == {"scs:brightness", "vendi:brightness"}
     for pair in found.pairs:
         assert pair.units == PROMPTS[:2]
-        np.testing.assert_allclose(pair.base, pair.other, rtol=1e-7)  # other images in the batch round another way
+        np.testing.assert_array_equal(pair.base, pair.other)  # other images in the batch round another way
 
 
 def test_the_same_strength_at_another_noise_level_is_told(base: Run, tmp_path: Path) -> None:
@@ -184,3 +184,12 @@ def test_a_run_that_has_only_begun_is_told(base: Run, tmp_path: Path) -> None:
         file.unlink()
     with pytest.raises(UserError, match=r"nothing of drift is measured in .*begun yet: run it first"):
         paired(base, begun, "drift")
+
+
+def test_units_match_where_both_have_a_value_and_rounding_is_none() -> None:
+    base = {"a": 1.0, "b": -2.0, "c": float("nan"), "d": 4.0, "e": 0.0, "f": 6.0}
+    other = {"f": 6.0 * (1 + 3e-6), "e": 1e-12, "d": float("inf"), "c": 3.0, "b": -2.0 * (1 + 9e-7), "a": 1 - 9e-7, "g": 1.0}
+    found = matched(*(Comparable("q", "q", "image", values, "is more than", "is less than") for values in (base, other)))
+    assert found.units == ("a", "b", "e", "f")
+    assert found.base.tolist() == [1.0, -2.0, 0.0, 6.0]
+    assert found.other.tolist() == [1.0, -2.0, 1e-12, other["f"]]

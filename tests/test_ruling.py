@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from diffprobe import rng
 from diffprobe.measures import intervals
 from diffprobe.measures.stats import Interval, mean_interval, paired_difference
+from diffprobe.probes.base import Comparable
 from diffprobe.runs.gating.evidence import Counted, Evidence, Missing, Paired, Separate
 from diffprobe.runs.gating.ruling import Ruling, decide
+from diffprobe.runs.pairing import matched
 from diffprobe.runs.rules import parse_rule
 
 Array = NDArray[np.float64]
@@ -259,3 +261,15 @@ def test_a_sentence_has_the_value_its_distance_and_the_grounds(evidence: Evidenc
 def test_a_sentence_without_evidence_has_the_reason() -> None:
     told = ruled(BOUND, Missing("the disk is empty"))
     assert (told.outcome, told.sentence) == ("inconclusive", "drift.k cannot be decided: the disk is empty.")
+
+
+def test_rounding_breaks_no_promise() -> None:
+    """A lean of 7e-7 of the values over 40 units, as single precision has it; ten times that is a difference."""
+    values = 80 + rng.stream("test.gate.rounding").standard_normal(40)
+    for shift, outcome in ((7e-7, "pass"), (7e-6, "fail")):
+        sides = (
+            Comparable("k", "k", "image", {str(unit): float(value) for unit, value in enumerate(one)}, "more", "less")
+            for one in (values, values * (1 - shift))
+        )
+        found = matched(*sides)
+        assert ruled("drift.k >= baseline", paired(found.other, found.base)).outcome == outcome

@@ -11,7 +11,7 @@ from scipy import stats as ss
 
 from diffprobe import rng
 from diffprobe.measures.effects import cliffs_delta, hedges_g, paired_effect
-from diffprobe.measures.samples import independent_difference, welch
+from diffprobe.measures.samples import independent_difference, rank_correlation, welch
 
 
 def sample(n: int, seed: int = 0) -> NDArray[np.float64]:
@@ -107,3 +107,36 @@ def test_bad_input_is_refused() -> None:
         independent_difference([math.nan], [1.0])
     with pytest.raises(ValueError, match=r"one sequence \[n\]"):
         independent_difference([[1.0]], [1.0])
+
+
+def test_rank_correlations_are_spearmans() -> None:
+    x = sample(30)
+    y = x + sample(30, 1)
+    found = rank_correlation(x, y, level=0.9)
+    assert found.value == pytest.approx(ss.spearmanr(x, y).statistic)
+    half = ss.norm.ppf(0.95) * math.sqrt((1 + found.value**2 / 2) / 27)
+    assert (math.atanh(found.lo), math.atanh(found.hi)) == pytest.approx((math.atanh(found.value) - half, math.atanh(found.value) + half))
+    tied = rank_correlation(np.round(x), np.round(y))
+    assert tied.value == pytest.approx(ss.spearmanr(np.round(x), np.round(y)).statistic)
+    assert rank_correlation(np.exp(x), y**3, level=0.9) == pytest.approx(tuple(found))
+    assert rank_correlation(y, -x, level=0.9) == pytest.approx((-found.value, -found.hi, -found.lo))
+
+
+def test_perfect_order_keeps_a_width() -> None:
+    few, many = rank_correlation(range(4), range(4)), rank_correlation(range(20), np.arange(20) ** 3)
+    assert few.value == few.hi == many.value == many.hi == 1
+    assert few.lo < 0
+    assert 0.98 < many.lo < 1
+    assert rank_correlation(range(20), range(0, -20, -1)) == (-1, -1, -many.lo)
+    one_swap = rank_correlation(range(20), [1, 0, *range(2, 20)])
+    assert one_swap.value == pytest.approx(1 - 12 / (20 * 399))
+    assert one_swap.lo < many.lo
+
+
+def test_degenerate_rank_correlations() -> None:
+    for x, y in (([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]), ([1.0], [2.0]), ([], []), (range(9), [0.1] * 9)):
+        assert all(math.isnan(part) for part in rank_correlation(x, y))
+    assert rank_correlation([1.0, 2.0, 3.0], [1.0, 3.0, 2.0]) == pytest.approx((0.5, math.nan, math.nan), nan_ok=True)
+    for left, right in (([1.0, 2.0], [1.0]), ([1.0, math.nan], [1.0, 2.0]), ([[1.0]], [[1.0]])):
+        with pytest.raises(ValueError, match="leave out the pairs where one is nan"):
+            rank_correlation(left, right)

@@ -13,7 +13,7 @@ from scipy import linalg
 
 from diffprobe import rng
 from diffprobe.measures import sets
-from diffprobe.measures.sets import Moments, frechet_distance, frechet_interval, frechet_limit, frechet_parts
+from diffprobe.measures.sets import Moments, frechet_distance, frechet_interval, frechet_limit, frechet_name, frechet_parts
 
 Array = NDArray[np.float64]
 TRIALS = 1000
@@ -216,5 +216,28 @@ def test_too_few_rows_have_a_distance_but_no_limit() -> None:
         frechet_limit(x, y)
     with pytest.raises(ValueError, match="35 rows are too few"):
         frechet_interval(y, x)
+    with pytest.raises(ValueError, match="2 sizes or more and 1 repeat or more, not 1 and 20"):
+        frechet_limit(normal(40, 3), normal(40, 3), sizes=1)
+    with pytest.raises(ValueError, match="not 5 and 0: 5 and 20 are usual"):
+        frechet_limit(normal(40, 3), normal(40, 3), repeats=0)
+    with pytest.raises(ValueError, match="1 repeat of its halves or more, not 0"):
+        frechet_interval(normal(40, 3), normal(40, 3), repeats=0)
     with pytest.raises(ValueError, match="full rank"):
         frechet_interval(np.repeat(y, 2, axis=0)[:, [0, 0]], y[:, :2])
+
+
+@pytest.mark.parametrize(
+    ("instrument", "name"),
+    [
+        ("inception-2015-12-05/0123/float32", "FID"),
+        ("inception:", "FID"),
+        ("dinov2/0123/4567/float32", "FD-DINOv2"),
+        ("dinov2-large:hub/model", "FD-DINOv2"),
+        ("clip:openai/clip-vit-base-patch32", "FD-CLIP"),
+        ("siglip2/0123", "FD-SigLIP"),
+        ("dinov3/0123", "FD-dinov3"),
+        ("own", "FD-own"),
+    ],
+)
+def test_the_distance_is_named_after_its_embedder(instrument: str, name: str) -> None:
+    assert frechet_name(instrument) == name

@@ -1,4 +1,4 @@
-"""Variance components: the textbook's closed forms, no bias, invariances, bad input."""
+"""Spreads and variance components: the textbook's closed forms, no bias, invariances, bad input."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats as ss
 
 from diffprobe import rng
-from diffprobe.measures.variance import variance_components
+from diffprobe.measures.variance import spread_interval, variance_components
 
 
 def groups(sizes: list[int], between: float, within: float, seed: int = 0) -> list[NDArray[np.float64]]:
@@ -75,3 +75,40 @@ def test_missing_values_are_dropped_and_counted() -> None:
 def test_bad_input_is_refused(bad: list[list[float]]) -> None:
     with pytest.raises(ValueError, match="need 2 units or more, one with 2 finite values"):
         variance_components(bad)
+
+
+def test_the_spread_of_six_values_by_hand() -> None:
+    """1 to 6: the trimmed mean is 3.5, the sum of fourth powers 2 (2.5^4 + 1.5^4 + 0.5^4), that of squares 17.5."""
+    kurtosis = 6 * 2 * (2.5**4 + 1.5**4 + 0.5**4) / 17.5**2
+    z = ss.norm.ppf(0.975)
+    c = 6 / (6 - z)
+    half = ss.t.ppf(0.975, 2 * math.sqrt(6)) * c * math.sqrt((kurtosis - 3 / 6) / 5)
+    expected = [math.sqrt(c * 3.5 * math.exp(sign * half)) for sign in (-1, 1)]
+    assert spread_interval([4.0, 1.0, 3.0, 6.0, 2.0, 5.0]) == pytest.approx((math.sqrt(3.5), *expected))
+
+
+def test_a_spread_scales_and_does_not_shift() -> None:
+    x = rng.stream("test.variance.spread").gamma(3, size=30)
+    found = spread_interval(x)
+    assert spread_interval(7 - 1e-60 * x[::-1] * 1e60) == pytest.approx(tuple(found))
+    for scale in (1e-100, 1e100):
+        assert spread_interval(scale * x) == pytest.approx(tuple(scale * part for part in found))
+    wider = spread_interval(x, level=0.99)
+    assert wider.lo < found.lo < found.value < found.hi < wider.hi
+    assert spread_interval(np.append(x, 30.0)).hi > 2 * found.hi
+
+
+@pytest.mark.parametrize("n", [4, 5, 6, 7])
+def test_few_values_have_a_wide_spread(n: int) -> None:
+    lo, hi = spread_interval(np.arange(n))[1:]
+    assert 0 < 3 * lo < hi < math.inf
+
+
+def test_degenerate_spreads() -> None:
+    assert spread_interval([0.1] * 9) == (0, 0, 0)
+    assert spread_interval([1.0, 2.0, 3.0]) == pytest.approx((1, math.nan, math.nan), nan_ok=True)
+    assert all(math.isnan(part) for part in spread_interval([1.0]))
+    assert math.isnan(spread_interval(np.arange(4), level=0.9999999).hi)
+    for bad in ([], [1.0, math.nan], [[1.0, 2.0]]):
+        with pytest.raises(ValueError, match=r"one sequence \[n\] of finite values"):
+            spread_interval(bad)

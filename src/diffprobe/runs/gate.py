@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from diffprobe.errors import UserError
 from diffprobe.runs.comparison.wording import escaped, table
-from diffprobe.runs.gating.ruling import Outcome, Ruling, decide
-from diffprobe.runs.gating.witness import Side, Witness
-from diffprobe.runs.pairing import check
+from diffprobe.runs.gating.ruling import Outcome, Ruling, decide, word
+from diffprobe.runs.gating.witness import GatedRun, Witness
+from diffprobe.runs.pairing import check, checked, incomplete, names_of
 from diffprobe.runs.result import Run, open_run
 from diffprobe.runs.rules import EXAMPLE, parse_rule
 from diffprobe.runs.store import explained, whole
@@ -23,14 +23,16 @@ _CODES: dict[Outcome, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
 
 @dataclass(frozen=True)
 class GateResult:
-    """What became of every rule, in the order given. `notes`: what else a reader should know; `incomplete`: the runs that are not whole."""
+    """What became of every rule, in the order given. `notes`: what else a reader should know. `incomplete`: a sentence for each of "run"
+    and "baseline" that is not whole.
+    """
 
     run: str
     baseline: str | None
     level: float
     outcomes: tuple[Ruling, ...]
     notes: tuple[str, ...] = ()
-    incomplete: tuple[str, ...] = ()
+    incomplete: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def outcome(self) -> Outcome:
@@ -48,9 +50,11 @@ class GateResult:
         return _CODES[self.outcome]
 
     def junit(self) -> str:
-        """JUnit XML: a test case a rule. What is inconclusive is skipped: only what is shown to be broken is a failure."""
+        """JUnit XML: a test case a rule, and one a run, that it is whole. What is not decided is skipped: it is no failure."""
+        roles = ("run", "baseline") if self.baseline else ("run",)
         counts = Counter(one.outcome for one in self.outcomes)
-        numbers = {"tests": len(self.outcomes), "failures": counts["fail"], "errors": 0, "skipped": counts["inconclusive"], "time": 0}
+        skipped = counts["inconclusive"] + len(self.incomplete)
+        numbers = {"tests": len(self.outcomes) + len(roles), "failures": counts["fail"], "errors": 0, "skipped": skipped, "time": 0}
         totals = {name: str(value) for name, value in numbers.items()}
         root = ET.Element("testsuites", {"name": "diffprobe gate", **totals})
         suite = ET.SubElement(root, "testsuite", {"name": _legal(self._title()), **totals})
@@ -64,13 +68,17 @@ class GateResult:
                 kind = "failure" if one.outcome == "fail" else "skipped"
                 ET.SubElement(case, kind, {"message": _legal(one.sentence), "type": one.outcome})
             ET.SubElement(case, "system-out").text = _legal(one.sentence)
+        for role in roles:
+            case = ET.SubElement(suite, "testcase", {"classname": "diffprobe.gate", "name": f"the {role} is whole", "time": "0"})
+            if role in self.incomplete:
+                ET.SubElement(case, "skipped", {"message": _legal(self.incomplete[role]), "type": "inconclusive"})
         ET.indent(root)
         return f'<?xml version="1.0" encoding="utf-8"?>\n{ET.tostring(root, encoding="unicode")}\n'
 
     def markdown(self) -> str:
         """A table of the rules that fits a pull request."""
-        rows = [(_word(one.outcome), one.rule, one.sentence) for one in self.outcomes]
-        lines = [f"## {_word(self.outcome)}: {escaped(self._title())}", "", *table(("outcome", "rule", "what was found"), rows, 3)]
+        rows = [(word(one.outcome), one.rule, one.sentence) for one in self.outcomes]
+        lines = [f"## {word(self.outcome)}: {escaped(self._title())}", "", *table(("outcome", "rule", "what was found"), rows, 3)]
         for note in self.notes:
             lines += ["", escaped(note)]
         return "\n".join(lines) + "\n"
@@ -92,7 +100,7 @@ def gate(
     baseline: Run | str | Path | None,
     rules: str | Iterable[str],
     *,
-    across: Sequence[str] = (),
+    across: str | Sequence[str] = (),
     level: float = 0.95,
 ) -> GateResult:
     """Whether a run keeps the rules, such as "drift.k <= 1.05*baseline" (docs/gate.md has their grammar).
@@ -103,37 +111,33 @@ def gate(
     promises = [parse_rule(text) for text in dict.fromkeys([rules] if isinstance(rules, str) else rules)]
     if not promises:
         raise UserError(f"a gate needs a rule: add one, such as --rule '{EXAMPLE}'")
-    if not 0.5 <= level < 1:
-        raise UserError(f"level {level:g} must be at least 0.5 and below 1 (0.95 is usual)")
+    checked(level)
+    across = names_of(across)
     if baseline is None:
         lacking = next((rule.text for rule in promises if rule.relative), None)
         if lacking is not None:
             raise UserError(f"the rule '{lacking}' speaks of a baseline: name that run (--baseline RUN)")
         if across:
             raise UserError("without a baseline there is nothing to compare across: name that run (--baseline RUN), or leave --across out")
-    sides = [Side(one if isinstance(one, Run) else open_run(one), level) for one in (run, baseline) if one is not None]
+    sides = [GatedRun(one if isinstance(one, Run) else open_run(one), level) for one in (run, baseline) if one is not None]
     if baseline is not None:
         check(sides[1].run, sides[0].run, across)
     witness = Witness(sides[0], sides[1] if baseline is not None else None, across)
     outcomes = tuple(decide(rule, witness.of(rule), level) for rule in promises)
-    notes = [
-        f"{side.name} is incomplete: {side.missing:,} of {side.run.planned:,} cells are missing; the rules are set against what it has."
-        for side in sides
+    partial = {
+        role: f"{incomplete(side.name, side.run.done, side.run.planned)}; the rules are set against what it has."
+        for role, side in zip(("run", "baseline"), sides, strict=False)
         if side.missing
-    ]
+    }
     names = [side.name for side in sides]
     return GateResult(
         names[0],
         names[1] if baseline is not None else None,
         level,
         outcomes,
-        (*notes, *witness.notes()),
-        tuple(side.name for side in sides if side.missing),
+        (*partial.values(), *witness.notes()),
+        partial,
     )
-
-
-def _word(outcome: Outcome) -> str:
-    return "FAIL" if outcome == "fail" else outcome
 
 
 def _legal(text: str) -> str:

@@ -63,7 +63,7 @@ class Samples:
     def cost(self) -> Cost:
         n = len(self.seeds)
         evaluations = self.settings.num_inference_steps * (2 if self.settings.guidance_scale > 1 else 1)
-        return Cost(n, n * evaluations, n, n * (8_000 if self.keep else 2_500) + 4_000)
+        return Cost(n, n * evaluations, n, n * (2_500 + (self._picture() if self.keep else 0)) + 4_000)
 
     def measure(self, rig: Rig) -> pa.Table:
         images = self._images(rig)
@@ -90,6 +90,11 @@ class Samples:
             pa.binary(),
         )
         return pa.table(columns)
+
+    def _picture(self) -> int:
+        """Bytes of a kept picture, about: lossless ones grow with their area, larger ones are lossy; of no known size, as at 64 pixels."""
+        height, width = self.settings.height or 64, self.settings.width or 64
+        return 4_500 * height * width // 64**2 if max(height, width) <= 256 else 40_000
 
     def _images(self, rig: Rig) -> Tensor:
         generator = rig.model.generator

@@ -12,14 +12,11 @@ import numpy.typing as npt
 from scipy import stats as ss
 
 from diffprobe.measures.stats import Difference, Interval, holm, minimum_detectable_difference, paired_difference
-from diffprobe.runs.pairing import Pair, Pairing
+from diffprobe.runs.pairing import Pair, Pairing, replicates
 
 Outcome = Literal["higher", "lower", "not distinguishable", "equal", "not compared"]
 Array = npt.NDArray[np.float64]
 _POWER = 0.8
-_REPLICATES = 10_000
-#: Numbers drawn for one quantity: beyond 500 units fewer resamples are as good.
-_DRAWN = 5_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,18 +98,10 @@ def contrasts(found: Sequence[Against], level: float) -> tuple[Row, ...]:
     return tuple(_decided(measured, 1 - level))
 
 
-def finite(pair: Pair) -> Pair:
-    """The pair without the units that lack a value on either side."""
-    kept = np.isfinite(pair.base) & np.isfinite(pair.other)
-    units = tuple(unit for unit, sound in zip(pair.units, kept, strict=True) if sound)
-    return replace(pair, units=units, base=pair.base[kept], other=pair.other[kept])
-
-
 def _measured(against: Against, pair: Pair, level: float) -> tuple[Row, Array]:
     """The row before its family is known, with the differences that it sums up."""
     told = pair.base_comparable
-    sound = finite(pair)
-    base, other = sound.base, sound.other
+    base, other = pair.base, pair.other
     row = Row(
         other=against.other,
         probe=against.probe,
@@ -136,7 +125,7 @@ def _measured(against: Against, pair: Pair, level: float) -> tuple[Row, Array]:
         return replace(row, reason=f"an interval needs two {told.per}s or more"), d
     if np.ptp(d) <= 4 * np.finfo(np.float64).eps * max(np.abs(base).max(), np.abs(other).max()):
         return _constant(row, d), d
-    return _spread(row, paired_difference(other, base, level=level, replicates=_replicates(len(d)))), d
+    return _spread(row, paired_difference(other, base, level=level, replicates=replicates(len(d)))), d
 
 
 def _constant(row: Row, d: Array) -> Row:
@@ -176,14 +165,10 @@ def _sharpened(found: Difference) -> float:
 
     Without this no difference could pass in a family of more tests than there were flips.
     """
-    if found.permutation_method == "all flips" or found.permutation_p > 1.5 / (1 + _replicates(found.n)):
+    if found.permutation_method == "all flips" or found.permutation_p > 1.5 / (1 + replicates(found.n)):
         return found.permutation_p
     t_p = 2 * float(ss.t.sf(abs(found.effect_size) * math.sqrt(found.n), found.n - 1))
     return min(found.permutation_p, max(t_p, 2.0 ** (1 - found.n)))
-
-
-def _replicates(n: int) -> int:
-    return max(1000, min(_REPLICATES, _DRAWN // n))
 
 
 def _decided(measured: Sequence[tuple[Row, Array]], alpha: float) -> Iterator[Row]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from diffprobe.errors import UserError
 from diffprobe.report.document import Table
+from diffprobe.runs.pairing import incomplete
 from diffprobe.runs.result import Run
 
 
@@ -66,11 +67,7 @@ def shared_identity(sides: Sequence[Side]) -> dict[str, str]:
 
 def shortcomings(sides: Sequence[Side]) -> list[str]:
     """A sentence for each run that is not whole, and one where an instrument is not in all."""
-    notes = [
-        f"{one.name} is incomplete: {one.planned - one.done:,} of {one.planned:,} cells are missing; what both have is compared."
-        for one in sides
-        if one.done < one.planned
-    ]
+    notes = [f"{incomplete(one.name, one.done, one.planned)}; what both have is compared." for one in sides if one.done < one.planned]
     for name in sorted({name for one in sides for name in one.about["embedders"]}):
         lacking = [one.name for one in sides if name not in one.about["embedders"]]
         if lacking:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from itertools import zip_longest
 
 from diffprobe.measures.stats import Estimate
 from diffprobe.report.numbers import Shown, label, number, shown
@@ -39,7 +41,7 @@ def _verdict(row: Row, base: str, ambiguous: bool) -> str:
         case "higher" | "lower":
             words = row.more if row.outcome == "higher" else row.less
             size = _size(row)
-            amount = " ".join(part for part in (size.value, size.unit, size.interval or f"in every {row.per}") if part)
+            amount = " ".join(part for part in (size.value, size.unit, size.interval) if part)
             return f"{row.other} {words} {base} by {amount}, {units}{f', in {row.title}' if ambiguous else ''}."
     if row.detectable is None:
         return f"{row.other} and {base} are not distinguishable in {row.title}: {row.reason}."
@@ -137,7 +139,8 @@ def opinions(found: Sequence[Judged], base: str) -> Iterator[str]:
 
 def _kappa(one: Judged) -> str:
     told = one.agreement
-    kappa = shown(Estimate("", "", *told.kappa, told.decided))
+    value, lo, hi = (min(1.0, max(-1.0, end)) if math.isfinite(end) else end for end in told.kappa)
+    kappa = shown(Estimate("", "", value, lo, hi, told.decided))
     if kappa.reason:
         return ""
     return f" {told.annotators} annotators agree with each other with a kappa of {kappa.value} {kappa.interval}."
@@ -157,13 +160,23 @@ def markdown(names: Sequence[str], rows: Sequence[Row], told: Sequence[str], fou
         ]
         if len(chosen) > _ROWS:
             lines += ["", f"{len(chosen) - _ROWS:,} more rows are in comparison.json."]
-    worst = [loss for loss in found if not loss.improved]
+    worst = _in_turn([loss for loss in found if not loss.improved])
     if worst:
         units = [
             (f"{loss.other}: {loss.name}", loss.title, change(loss.base_value, loss.other_value, loss.unit)) for loss in worst[:_LOSSES]
         ]
         lines += ["", "Worst regressions", "", *table(("unit", "quantity", "change"), units, 3)]
+        if len(worst) > _LOSSES:
+            lines += ["", f"{len(worst) - _LOSSES:,} more regressions are in comparison.json."]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _in_turn(found: Sequence[Loss]) -> list[Loss]:
+    """The worst of every quantity of every run, then the second of each, ..., so that none is left out for another's sake."""
+    groups: dict[tuple[str, str, str], list[Loss]] = {}
+    for loss in found:
+        groups.setdefault((loss.other, loss.probe, loss.quantity), []).append(loss)
+    return [loss for turn in zip_longest(*groups.values()) for loss in turn if loss is not None]
 
 
 def _cells(row: Row, several: bool, varying: Collection[str]) -> tuple[str, ...]:

@@ -8,11 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from diffprobe.measures.stats import Interval, bootstrap, mover
+from diffprobe.runs.pairing import replicates
 from diffprobe.runs.rules import Line
 
 Array = npt.NDArray[np.float64]
-#: Numbers drawn for one interval: beyond 500 units fewer resamples are as good.
-_REPLICATES, _DRAWN = 10_000, 5_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +42,7 @@ class Paired:
         rounding = _rounding(float(np.abs(self.values).max()), line.factor * float(np.abs(self.baselines).max()), line.offset)
         if np.ptp(d) <= rounding:
             return _exact(float(d.mean()), rounding)
-        return bootstrap(d, replicates=max(1000, min(_REPLICATES, _DRAWN // len(d))), level=level)
+        return bootstrap(d, replicates=replicates(len(d)), level=level)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +74,12 @@ class Separate:
 
 @dataclass(frozen=True, eq=False)
 class Counted:
-    """A count of the run, of `n`, and one of the baseline: both exact."""
+    """A count of the run, of `n`, and one of the baseline, of `other_n` (0 where the rule has none): both exact."""
 
     value: float
     baseline: float
     n: int
+    other_n: int = 0
     unit: str = ""
 
     def above(self, line: Line, level: float) -> Interval:

@@ -41,6 +41,11 @@ class Ruling:
     needed: int | None = None
 
 
+def word(outcome: Outcome) -> str:
+    """An outcome as it is printed."""
+    return "FAIL" if outcome == "fail" else outcome
+
+
 class _Bound(NamedTuple):
     """One side of a rule: `room` is positive where the value is on it."""
 
@@ -143,7 +148,7 @@ def _as_fine(size: float, room: Interval) -> str:
 def _grounds(rule: Rule, evidence: Evidence) -> str:
     match evidence:
         case Counted():
-            return f"a count, of {evidence.n:,}"
+            return f"a count, of {evidence.n:,}{f', and of {evidence.other_n:,} in the baseline' if evidence.other_n else ''}"
         case Paired():
             return f"n = {evidence.n:,} {many(evidence.per, evidence.n)}, paired, {percent(evidence.rate)} of the rows"
         case Separate():

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-import numpy as np
 import pyarrow as pa
 
 from diffprobe.errors import UserError, unknown
 from diffprobe.measures.stats import Estimate, Interval
 from diffprobe.probes.base import Facets, Probe
-from diffprobe.runs.compare import cause
 from diffprobe.runs.gating.evidence import Counted, Evidence, Missing, Paired, Separate
 from diffprobe.runs.gating.facets import choose, has, narrowed
-from diffprobe.runs.pairing import Pairing, paired
+from diffprobe.runs.pairing import Pairing, cause, paired
 from diffprobe.runs.result import Run
 from diffprobe.runs.rules import Rule
 from diffprobe.runs.study import parse_probe, settings
@@ -24,7 +22,7 @@ COUNTS = frozenset({"samples", "flagged"})
 _IDLE = frozenset({"keep_images", "level"})
 
 
-class Side:
+class GatedRun:
     """One run as a gate sees it: what its probes measured, and their estimates at the gate's level."""
 
     def __init__(self, run: Run, level: float) -> None:
@@ -70,9 +68,9 @@ class Side:
         return sum(float(one.value or 0) for one in flagged), sum(one.n for one in among)
 
     def per(self, probe: str, facets: Facets) -> str:
-        """What the n of an estimate counts: the probe's unit, unless the estimate is of a single one."""
-        units = [one.per for one in self.probe(probe).comparables(self.tables(probe))]
-        return units[0] if units and units[0] not in facets else "unit"
+        """What the n of an estimate counts: the probe's unit, or the images of a single one."""
+        unit = self.probe(probe).aligned[0].removesuffix("_id")
+        return "image" if unit in facets else unit
 
     def _named(self, probe: str, quantity: str) -> list[Estimate]:
         found = self.estimates(probe)
@@ -85,7 +83,7 @@ class Side:
 class Witness:
     """What the two runs say, computed once for all rules. `pairing.check` comes first."""
 
-    def __init__(self, run: Side, baseline: Side | None, across: Collection[str]) -> None:
+    def __init__(self, run: GatedRun, baseline: GatedRun | None, across: Collection[str]) -> None:
         self.run = run
         self.baseline = baseline
         self.across = across
@@ -119,10 +117,9 @@ class Witness:
             return None
         told = choose([pair.other_comparable for pair in fitting.values()], rule.facets, rule.name)
         pair = fitting[id(told)]
-        kept = np.isfinite(pair.base) & np.isfinite(pair.other)
-        if kept.sum() < 2:
-            return Missing(f"an interval needs two {told.per}s with a value in both runs, and there is {int(kept.sum())}")
-        return Paired(pair.other[kept], pair.base[kept], told.per, told.unit, self._pairing(rule.probe).rate)
+        if len(pair.units) < 2:
+            return Missing(f"an interval needs two {told.per}s with a value in both runs, and there is {len(pair.units)}")
+        return Paired(pair.other, pair.base, told.per, told.unit, self._pairing(rule.probe).rate)
 
     def _pairing(self, probe: str) -> Pairing:
         assert self.baseline is not None
@@ -134,7 +131,7 @@ class Witness:
             self._pairings[probe] = found
         return self._pairings[probe]
 
-    def _separate(self, rule: Rule, sides: Sequence[Side]) -> Separate | Missing:
+    def _separate(self, rule: Rule, sides: Sequence[GatedRun]) -> Separate | Missing:
         """Estimates as the runs have them; those of two runs are of the same thing only where every setting is the same."""
         own = {name: value for name, value in rule.facets.items() if name not in self.across}
         estimates = [side.estimate(rule, rule.facets if side is self.run else own) for side in sides]
@@ -161,12 +158,17 @@ class Witness:
         return f"{told}: measure both alike, or say that it may differ (--across {name})"
 
 
-def _counted(rule: Rule, sides: Sequence[Side]) -> Counted:
+def _counted(rule: Rule, sides: Sequence[GatedRun]) -> Counted | Missing:
+    """Counts of flags compare only among as many samples; how many there are may itself be compared."""
     (value, n), *others = (side.count(rule) for side in sides)
-    return Counted(value, others[0][0] if others else 0.0, n)
+    baseline, other_n = others[0] if others else (0.0, 0)
+    if others and rule.quantity != "samples" and n != other_n:
+        told = f"it is {value:,.0f} of {n:,} samples in {sides[0].name}, and {baseline:,.0f} of {other_n:,} in {sides[1].name}"
+        return Missing(f"{told}: measure as many in both, or ask for a number")
+    return Counted(value, baseline, n, other_n)
 
 
-def _guarded(found: Callable[[], Evidence | Missing], sides: Sequence[Side]) -> Evidence | Missing:
+def _guarded(found: Callable[[], Evidence | Missing], sides: Sequence[GatedRun]) -> Evidence | Missing:
     """A name that a run does not know may be right where the run is incomplete: then it is a reason, and no error."""
     try:
         return found()
