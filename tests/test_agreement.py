@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from diffprobe import rng
-from diffprobe.measures.agreement import cohen_kappa, fleiss_kappa, human_agreement
-from diffprobe.measures.intervals import wilson_interval
+from diffprobe.measures.stats.agreement import cohen_kappa, fleiss_kappa, human_agreement
+from diffprobe.measures.stats.intervals import wilson_interval
 
 #: Fleiss 1971's setting: 10 units, 14 raters, 5 categories, with kappa 0.210.
 RATINGS = [

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from diffprobe.measures.classification import classification_margin
+from diffprobe.measures.sets.classification import classification_margin
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, 3.0], [-4.0, -2.0, -7.0]])
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy import stats as ss
 
 from diffprobe import rng
-from diffprobe.measures.diversity import subsample_interval
 from diffprobe.measures.sets import vendi_score
+from diffprobe.measures.sets.diversity import subsample_interval
 
 Array = NDArray[np.float64]
 ORDERS = [0, 0.5, 1, 2, 3.5, math.inf]
@@ -144,7 +144,7 @@ def test_every_row_is_left_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
     left = [set(x.ravel()) - part for part in seen if len(part) < 23]
     assert sorted(len(part) for part in left) == [4, 4, 5, 5, 5]
     assert set.union(*left) == set(x.ravel())
-    monkeypatch.setattr("diffprobe.measures.diversity.CHUNK", 20)
+    monkeypatch.setattr("diffprobe.measures.sets.diversity.CHUNK", 20)
     assert subsample_interval(x, counted, draws=5, seed=3) == found
     assert subsample_interval(x, counted, draws=5, seed=4) != found
 

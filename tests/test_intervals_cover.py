@@ -12,7 +12,6 @@ from scipy import stats as ss
 
 from diffprobe import rng
 from diffprobe.measures.consistency import Consistency, score
-from diffprobe.measures.intervals import Interval, bootstrap, mean_interval, mover, wilson_interval
 from diffprobe.measures.stats import (
     cliffs_delta,
     cohen_kappa,
@@ -25,6 +24,7 @@ from diffprobe.measures.stats import (
     variance_components,
     welch,
 )
+from diffprobe.measures.stats.intervals import Interval, bootstrap, mean_interval, mover, wilson_interval
 
 Array = NDArray[np.float64]
 Trial = Callable[[np.random.Generator, int], Interval | Consistency]

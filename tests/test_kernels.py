@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats as ss
 
 from diffprobe import rng
-from diffprobe.measures import kernels
-from diffprobe.measures.sets import cmmd, kernel_distance, kernel_interval, kid
+from diffprobe.measures.sets import cmmd, kernel_distance, kernel_interval, kernels, kid
 
 Array = NDArray[np.float64]
 TRIALS = 1000

@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from diffprobe import rng
-from diffprobe.measures import moments
-from diffprobe.measures.sets import Moments, frechet_distance
+from diffprobe.measures.sets import Moments, frechet_distance, moments
 
 Array = NDArray[np.float64]
 

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
 from diffprobe import rng
-from diffprobe.measures import balls
-from diffprobe.measures.sets import density_coverage, neighbour_scores, precision_recall
+from diffprobe.measures.sets import balls, density_coverage, neighbour_scores, precision_recall
 
 Array = NDArray[np.float64]
 

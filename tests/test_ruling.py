@@ -10,8 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from diffprobe import rng
-from diffprobe.measures import intervals
-from diffprobe.measures.stats import Interval, mean_interval, paired_difference
+from diffprobe.measures.stats import Interval, intervals, mean_interval, paired_difference
 from diffprobe.probes.base import Comparable
 from diffprobe.runs.gating.evidence import Counted, Evidence, Missing, Paired, Separate
 from diffprobe.runs.gating.ruling import Ruling, decide

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scipy import stats as ss
 
 from diffprobe import rng
-from diffprobe.measures.effects import cliffs_delta, hedges_g, paired_effect
-from diffprobe.measures.samples import independent_difference, rank_correlation, welch
+from diffprobe.measures.stats.effects import cliffs_delta, hedges_g, paired_effect
+from diffprobe.measures.stats.samples import independent_difference, rank_correlation, welch
 
 
 def sample(n: int, seed: int = 0) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats as ss
 
 from diffprobe import rng
-from diffprobe.measures.variance import spread_interval, variance_components
+from diffprobe.measures.stats.variance import spread_interval, variance_components
 
 
 def groups(sizes: list[int], between: float, within: float, seed: int = 0) -> list[NDArray[np.float64]]:

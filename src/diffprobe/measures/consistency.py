@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from scipy import stats as ss
 
 from diffprobe import rng
-from diffprobe.measures.intervals import Array, Interval, bootstrap
+from diffprobe.measures.stats.intervals import Array, Interval, bootstrap
 
 
 class Consistency(NamedTuple):

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from diffprobe.measures.intervals import Array, bootstrap
 from diffprobe.measures.laws import (
     HYPOTHESES,
     Hypothesis,
@@ -23,6 +22,7 @@ from diffprobe.measures.laws import (
     regressors,
 )
 from diffprobe.measures.selection import Selection, Support, merge_levels, select_law
+from diffprobe.measures.stats.intervals import Array, bootstrap
 
 __all__ = [
     "HYPOTHESES",

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from diffprobe.measures.intervals import Array
+from diffprobe.measures.stats.intervals import Array
 
 Law = Literal["linear", "quadratic", "saturating"]
 Axis = Literal["strength", "steps", "noise", "sigma"]

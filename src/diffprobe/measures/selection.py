@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from diffprobe.measures.intervals import Array, Interval, cluster_weights, widened_tails
 from diffprobe.measures.laws import HYPOTHESES, PARAMETERS, KernelFit, KernelFits, Law, Levels, fit_kernel, fit_many, predict, regressors
+from diffprobe.measures.stats.intervals import Array, Interval, cluster_weights, widened_tails
 
 #: Distinct effective levels under which no law is selected.
 FEWEST_LEVELS = 4

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from diffprobe.measures.consistency import Consistency, score, typicality
-from diffprobe.measures.diversity import subsample_interval, vendi_score
-from diffprobe.measures.intervals import Interval
+from diffprobe.measures.sets.diversity import subsample_interval, vendi_score
+from diffprobe.measures.stats.intervals import Interval
 from diffprobe.probes.base import Records
 from diffprobe.probes.consistency.prompts import Prompt
 

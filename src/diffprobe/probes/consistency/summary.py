@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from diffprobe.measures.consistency import repetitions_for
-from diffprobe.measures.intervals import Interval, bootstrap
 from diffprobe.measures.stats import Estimate
-from diffprobe.measures.variance import spread_interval
+from diffprobe.measures.stats.intervals import Interval, bootstrap
+from diffprobe.measures.stats.variance import spread_interval
 from diffprobe.probes.base import Card, Facets, Findings, Records, estimated
 from diffprobe.probes.consistency.gallery import exhibits
 from diffprobe.probes.consistency.pictures import charts

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from diffprobe.measures.samples import rank_correlation, welch
 from diffprobe.measures.stats import Estimate, holm
+from diffprobe.measures.stats.samples import rank_correlation, welch
 from diffprobe.probes.base import estimated
 from diffprobe.probes.consistency.prompts import Prompt, has, words
 from diffprobe.probes.consistency.scored import ImageSet

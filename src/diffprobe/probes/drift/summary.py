@@ -20,8 +20,8 @@ from diffprobe.measures.drift import (
     select_law,
     strength_budget,
 )
-from diffprobe.measures.intervals import Interval, bootstrap, mean_interval
 from diffprobe.measures.stats import Estimate, holm, paired_difference
+from diffprobe.measures.stats.intervals import Interval, bootstrap, mean_interval
 from diffprobe.probes.base import Card, Comparable, Findings, Records, estimated
 from diffprobe.probes.drift import compared, verdicts
 from diffprobe.probes.drift.gallery import exhibits

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from scipy import stats as ss
 
 from diffprobe import rng
-from diffprobe.measures.features import Array, Features, as_array, as_set, finite
-from diffprobe.measures.intervals import CHUNK, Interval
-from diffprobe.measures.pairs import unit_rows
+from diffprobe.measures.sets.features import Array, Features, as_array, as_set, finite
+from diffprobe.measures.sets.pairs import unit_rows
+from diffprobe.measures.stats.intervals import CHUNK, Interval
 
 
 class Score(Protocol):

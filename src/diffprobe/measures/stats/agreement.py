@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats as ss
 
-from diffprobe.measures.intervals import Array, Interval, score_limits, wilson_interval
+from diffprobe.measures.stats.intervals import Array, Interval, score_limits, wilson_interval
 
 Unit = TypeVar("Unit", bound=Hashable)
 UNKNOWN = Interval(math.nan, math.nan, math.nan)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from diffprobe.measures.features import Array
+from diffprobe.measures.sets.features import Array
 
 #: Rows and columns of a tile: at most 8 MB, which stays in a processor's cache between the product and what reads it.
 TILE = 1024

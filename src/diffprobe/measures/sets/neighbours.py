@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffprobe.measures.balls import Counts, Points, common, nearest, occupancy
-from diffprobe.measures.features import Array, Features, as_set, not_finite, same_width
+from diffprobe.measures.sets.balls import Counts, Points, common, nearest, occupancy
+from diffprobe.measures.sets.features import Array, Features, as_set, not_finite, same_width
 
 
 class PrecisionRecall(NamedTuple):

@@ -5,8 +5,8 @@ Sets are [n, D], arrays or tensors; everything is float64. Nothing here loads to
 
 from __future__ import annotations
 
-from diffprobe.measures.diversity import Score, subsample_interval, vendi_score
-from diffprobe.measures.frechet import (
+from diffprobe.measures.sets.diversity import Score, subsample_interval, vendi_score
+from diffprobe.measures.sets.frechet import (
     Frechet,
     FrechetInterval,
     frechet_distance,
@@ -15,10 +15,9 @@ from diffprobe.measures.frechet import (
     frechet_name,
     frechet_parts,
 )
-from diffprobe.measures.intervals import Interval
-from diffprobe.measures.kernels import KernelInterval, SubsetDistance, cmmd, kernel_distance, kernel_interval, kid
-from diffprobe.measures.moments import Moments
-from diffprobe.measures.neighbours import (
+from diffprobe.measures.sets.kernels import KernelInterval, SubsetDistance, cmmd, kernel_distance, kernel_interval, kid
+from diffprobe.measures.sets.moments import Moments
+from diffprobe.measures.sets.neighbours import (
     DensityCoverage,
     NeighbourScores,
     PrecisionRecall,
@@ -26,6 +25,7 @@ from diffprobe.measures.neighbours import (
     neighbour_scores,
     precision_recall,
 )
+from diffprobe.measures.stats.intervals import Interval
 
 __all__ = [
     "DensityCoverage",

@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 from scipy import stats as ss
 
 from diffprobe import rng
-from diffprobe.measures.effects import paired_effect
-from diffprobe.measures.intervals import Array, Interval, bootstrap
+from diffprobe.measures.stats.effects import paired_effect
+from diffprobe.measures.stats.intervals import Array, Interval, bootstrap
 
 #: Pairs up to which the signed-rank distribution is taken exactly.
 EXACT_PAIRS = 50

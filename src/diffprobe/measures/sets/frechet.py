@@ -10,8 +10,8 @@ from scipy import linalg
 from scipy import stats as ss
 
 from diffprobe import rng
-from diffprobe.measures.features import Array, Features, as_set, finite, finite_set, same_width, spans
-from diffprobe.measures.moments import Moments
+from diffprobe.measures.sets.features import Array, Features, as_set, finite, finite_set, same_width, spans
+from diffprobe.measures.sets.moments import Moments
 
 Sample: TypeAlias = "Features | Moments"
 Route: TypeAlias = Literal["definite", "span", "factors"]

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from diffprobe.measures.features import Array, spans
-from diffprobe.measures.pairs import TILE, lifted, squared_distances
+from diffprobe.measures.sets.features import Array, spans
+from diffprobe.measures.sets.pairs import TILE, lifted, squared_distances
 
 Counts: TypeAlias = NDArray[np.int64]
 Products: TypeAlias = NDArray[np.floating]

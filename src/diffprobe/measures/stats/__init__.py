@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats as ss
 
-from diffprobe.measures.agreement import Agreement, cohen_kappa, fleiss_kappa, human_agreement
-from diffprobe.measures.effects import cliffs_delta, hedges_g, paired_effect
-from diffprobe.measures.equivalence import Equivalence, NonInferiority, equivalence, minimum_detectable_difference, non_inferiority
-from diffprobe.measures.intervals import (
+from diffprobe.measures.stats.agreement import Agreement, cohen_kappa, fleiss_kappa, human_agreement
+from diffprobe.measures.stats.effects import cliffs_delta, hedges_g, paired_effect
+from diffprobe.measures.stats.equivalence import Equivalence, NonInferiority, equivalence, minimum_detectable_difference, non_inferiority
+from diffprobe.measures.stats.intervals import (
     Array,
     Interval,
     bootstrap,
@@ -23,9 +23,9 @@ from diffprobe.measures.intervals import (
     units_to_decide,
     wilson_interval,
 )
-from diffprobe.measures.paired import Difference, paired_difference, shift
-from diffprobe.measures.samples import IndependentDifference, independent_difference, rank_correlation, welch
-from diffprobe.measures.variance import VarianceComponents, spread_interval, variance_components
+from diffprobe.measures.stats.paired import Difference, paired_difference, shift
+from diffprobe.measures.stats.samples import IndependentDifference, independent_difference, rank_correlation, welch
+from diffprobe.measures.stats.variance import VarianceComponents, spread_interval, variance_components
 
 __all__ = [
     "Agreement",

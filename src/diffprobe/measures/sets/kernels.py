@@ -8,8 +8,8 @@ import numpy as np
 from scipy import stats as ss
 
 from diffprobe import rng
-from diffprobe.measures.features import Array, Features, finite_set, same_width, spans
-from diffprobe.measures.pairs import TILE, lifted, squared_distances, unit_rows
+from diffprobe.measures.sets.features import Array, Features, finite_set, same_width, spans
+from diffprobe.measures.sets.pairs import TILE, lifted, squared_distances, unit_rows
 
 Kernel: TypeAlias = Literal["polynomial", "rbf"]
 #: CMMD as published (Jayasumana et al. 2024): bandwidth on unit embeddings, and the factor that makes it readable.

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize
 from scipy import stats as ss
 
-from diffprobe.measures.intervals import Array, Interval
+from diffprobe.measures.stats.intervals import Array, Interval
 
 
 def spread_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:

@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike
 from scipy import optimize
 from scipy import stats as ss
 
-from diffprobe.measures.intervals import Array, Interval, mean_interval
-from diffprobe.measures.paired import differences
+from diffprobe.measures.stats.intervals import Array, Interval, mean_interval
+from diffprobe.measures.stats.paired import differences
 
 
 class Equivalence(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats as ss
 
-from diffprobe.measures.intervals import Array, Interval, score_limits
+from diffprobe.measures.stats.intervals import Array, Interval, score_limits
 
 
 def paired_effect(differences: ArrayLike, *, level: float = 0.95) -> Interval:

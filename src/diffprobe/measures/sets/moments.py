@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffprobe.measures.features import Array, Features, as_set, finite_set, not_finite, spans
+from diffprobe.measures.sets.features import Array, Features, as_set, finite_set, not_finite, spans
 
 #: Numbers converted to float64 at once: 256 MB.
 CHUNK = 32_000_000
