@@ -18,8 +18,8 @@ def spread_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
     """The standard deviation (ddof 1) of independent values [n] with Bonett's interval (2006): kurtosis as found, on a log scale.
 
     His normal quantile is too short where the kurtosis is found too low: Student's t with 2 sqrt(n) degrees of freedom stands in,
-    set by simulation. Coverage of 95 % there, for 20 to 500 values: 96 to 97 % if normal (98 to 99 % for 8 to 12), 94 to 95 % for
-    gamma(3), 93 to 95 % for Student's t(5), but only 90 to 94 % for exponential ones (his own: 94 to 95, 91 to 94, 90 to 94, 87 to 94).
+    set by simulation. Coverage of 95 % there, for 20 to 500 values: 95 to 97 % if normal (98 to 99 % for 8 to 12), 94 to 95 % for
+    gamma(3), 93 to 95 % for Student's t(5), but only 90 to 94 % for exponential ones (his own: 94 to 95, 91 to 94, 90 to 93, 87 to 94).
     Limits are nan for fewer than 4 values, the value too for 1; values that are all equal give (0, 0, 0), which says nothing of
     what they might have been. Raises ValueError for no values, or values that are not finite.
     """
