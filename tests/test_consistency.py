@@ -335,5 +335,5 @@ def test_jpeg_is_a_file_between_model_and_instrument(tmp_path: Path) -> None:
 
 def test_presets_grow() -> None:
     costs = [sum(step.cell.cost().samples for step in plan([Consistency.preset(budget)])) for budget in ("quick", "standard", "paper")]
-    assert costs == [128, 2000, 2000]
+    assert costs == [160, 2000, 2000]
     assert replace(Consistency(), guidance_scale=5) == Consistency(guidance_scale=5.0)

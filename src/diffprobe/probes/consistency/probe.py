@@ -98,7 +98,7 @@ class Consistency:
     def preset(cls, budget: Literal["quick", "standard", "paper"]) -> Consistency:
         """The probe at the size of a budget: seconds on a laptop, the study's 100 prompts of 20, and these with the study's file format."""
         if budget == "quick":
-            return cls(count=16, repetitions=8)
+            return cls(count=16, repetitions=10)
         return cls(count=100) if budget == "standard" else cls(count=100, jpeg_quality=75)
 
     def suited(self, model: Model) -> Consistency:

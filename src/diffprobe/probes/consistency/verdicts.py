@@ -60,9 +60,10 @@ def _precision(scored: Sequence[ImageSet], need: Estimate, half_width: float) ->
     widths = sorted((one.score.hi - one.score.lo) / 2 for one in scored if one.score and math.isfinite(one.score.lo))
     if need.value is None or not widths:
         return
+    reach = "no interval" if need.lo is None or need.hi is None else f"{need.lo:.0f} to {need.hi:.0f}"
     yield (
         f"The score of the median prompt is known to ±{widths[len(widths) // 2]:.2g} points; ±{half_width:g} would take about "
-        f"{need.value:.0f} images of a prompt of average spread ({_between(need)})."
+        f"{need.value:.0f} images of a prompt of average spread ({reach})."
     )
 
 
