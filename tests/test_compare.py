@@ -752,6 +752,15 @@ def test_models_that_cannot_be_compared_lose_nothing(diffprobe: Command, tmp_pat
     assert not (tmp_path / "runs" / "comparison").exists()
 
 
+def test_a_model_that_is_missing_is_told_before_the_first_is_measured(diffprobe: Command, tmp_path: Path) -> None:  # noqa: F811
+    """The study's last model is no member of the family: minutes of measuring must not come before the news."""
+    models = "{one: exact:gaussian, two: embedded-pastl}"
+    answer = diffprobe("run", write_study(tmp_path / "study.yaml", models=models), "--out", tmp_path / "runs")
+    assert answer.code == 2
+    assert "unknown embedded model 'embedded-pastl': did you mean 'embedded-pastel'?" in answer.err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_the_package_offers_it(two: Comparison, runs: dict[str, Run]) -> None:
     assert dp.compare is compare
     assert isinstance(two, dp.Comparison)

@@ -62,12 +62,16 @@ def run(  # noqa: PLR0913, PLR0917
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
     """Measure a model, write the report, print the main numbers. With no argument: the embedded model, all probes, in about a minute."""
+    from diffprobe.adapters.embedded import require
+
     given = {"probes": probes, "budget": budget, "images": images, "prompts": prompts}
     instruments = None if embedders is None else _listed(embedders)
     chosen = _study(study, {"model": model, "device": device, "embedders": instruments}, given)
     base = out_dir or Path("runs") / (Path(study).stem if study else f"{_slug(chosen.model)}-{budget or 'quick'}")
     options = _Options(extend, dry_run, suit=study is None)
     runs = {name: (base / _slug(name), spec, wanted) for name, (spec, wanted) in chosen.variants().items()}
+    for _, spec, _ in () if dry_run else runs.values():
+        require(spec)  # a model that is missing is told before the first is measured
     whole = [_one(chosen.model_copy(update={"model": spec, "probes": wanted}), path, options) for path, spec, wanted in runs.values()]
     if len(runs) > 1 and not dry_run:
         _compare_models(chosen, {name: path for name, (path, _, _) in runs.items()}, base)

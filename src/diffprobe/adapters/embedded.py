@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffprobe.errors import UserError
+from diffprobe.errors import UserError, unknown
 
 if TYPE_CHECKING:  # the list of models is shown without loading torch
     from diffprobe.adapters.embedders import ClipEmbedder
@@ -37,6 +37,16 @@ def folder(name: str = "embedded") -> Path:
         if (place / name / "SHA256SUMS").is_file():
             return place / name
     raise UserError(f"'{name}' is not installed: run `pip install ./models` in a clone of diffprobe's repository", exit_code=4)
+
+
+def require(spec: str) -> None:
+    """Raise UserError where a model's spec names a member that there is not, or that the installation lacks; nothing is loaded."""
+    base, _, rest = spec.rpartition("+")
+    for name in () if Path(spec).exists() else (base, rest.rpartition("*")[2]):
+        if name in MEMBERS:
+            folder(name)
+        elif name.startswith("embedded") and "/" not in name and not Path(name).exists():
+            raise unknown("embedded model", name, MEMBERS)
 
 
 def load_member(name: str, options: LoadOptions) -> Model:

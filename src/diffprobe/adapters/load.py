@@ -27,9 +27,10 @@ def load(
     '<model>+<folder or hub id>' puts LoRA weights on top of a pipeline, '<model>+0.6*<folder or hub id>' at that strength.
     Raises UserError with the remedy where it cannot be found, fetched or read.
     """
-    from diffprobe.adapters.embedded import MEMBERS, load_member
+    from diffprobe.adapters.embedded import MEMBERS, load_member, require
 
     options = LoadOptions(device, torch_dtype, revision, variant, local_files_only)
+    require(spec)
     if spec in MEMBERS:
         return load_member(spec, options)
     if "+" in spec and not Path(spec).exists():
@@ -38,8 +39,6 @@ def load(
         from diffprobe.adapters.exact import exact_model
 
         return exact_model(spec.removeprefix("exact:"))
-    if spec.startswith("embedded") and "/" not in spec and not Path(spec).exists():
-        raise unknown("embedded model", spec, MEMBERS)
     from diffprobe.adapters.diffusers import load_pipeline
 
     return load_pipeline(spec, options)
