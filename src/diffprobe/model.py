@@ -122,7 +122,10 @@ class TextEmbedder(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """What is under test. A capability that it lacks is None. `identity` names the weights (a digest) and where they came from."""
+    """What is under test. A capability that it lacks is None. `identity` names the weights (a digest) and where they came from.
+
+    `shape` is that of one x of the denoiser, such as (4, 64, 64): what a trajectory from pure noise needs to begin.
+    """
 
     name: str
     path: NoisePath | None = None
@@ -133,6 +136,7 @@ class Model:
     generator: ImageGenerator | None = None
     device: str = "cpu"
     identity: Mapping[str, str] = field(default_factory=dict)
+    shape: tuple[int, ...] | None = None
 
     @property
     def capabilities(self) -> frozenset[str]:

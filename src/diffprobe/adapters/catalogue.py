@@ -35,6 +35,11 @@ OTHERS = (
     Entry("<folder>", "whatever `save_pretrained` wrote: Stable Diffusion 1.x, 2.x, XL and 3, InstructPix2Pix, PixArt", "as deployed"),
     Entry("<owner>/<name>", "the same from the hub or its cache; HF_HOME and HF_HUB_OFFLINE are honoured", "as deployed"),
     Entry(
+        "edm2:<file>",
+        "a network that NVIDIA published for EDM2; `,uncond=<file>` and `,vae=<folder>` after it add its companions",
+        "denoiser",
+    ),
+    Entry(
         "<pipeline>+<LoRA>",
         "a saved pipeline with LoRA weights on top: a folder, a file, or a hub id; `+0.6*<LoRA>` at that strength",
         "as its base",

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
-from diffprobe.adapters.denoisers import EdmDenoiser, UNetDenoiser
+from diffprobe.adapters.conditions import no_text, text_and_pooled, text_states
+from diffprobe.adapters.denoisers import EdmDenoiser, FlowTransformer, UNetDenoiser, XlDenoiser
 from diffprobe.adapters.pipelines import InstructEditor, PipelineEditor, PipelineGenerator, PixArtGenerator, VaeCodec, network_of
+from diffprobe.adapters.schedulers import path_of
 from diffprobe.adapters.weights import LoadOptions, check_digests, damage, digest_file, digest_folder, quiet, resolve
 from diffprobe.errors import UserError
 from diffprobe.model import ImageEditor, ImageGenerator, Model
-from diffprobe.paths import NoisePath, RectifiedFlow, VarianceExploding, VariancePreserving
+from diffprobe.paths import NoisePath, RectifiedFlow, VarianceExploding
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
@@ -78,7 +78,7 @@ def load_pipeline(spec: str, options: LoadOptions, *, name: str | None = None, l
     for one in (made, edits):
         if one is not None:
             one.set_progress_bar_config(disable=True)
-    path, codec = _path(pipe.scheduler), VaeCodec(pipe.vae, device)
+    path, codec = path_of(pipe.scheduler), VaeCodec(pipe.vae, device)
     editor = None if edits is None else _editor(edits, codec, path, FAMILIES[kind])
     if isinstance(editor, InstructEditor):
         identity["image_guidance_scale"] = str(editor.image_guidance_scale)
@@ -90,6 +90,7 @@ def load_pipeline(spec: str, options: LoadOptions, *, name: str | None = None, l
         generator=None if made is None else _generator(made, codec, FAMILIES[kind]),
         device=str(device),
         identity=identity,
+        shape=_shape(pipe),
     )
     return _with_denoiser(model, kind, pipe)
 
@@ -128,6 +129,12 @@ def _generator(pipe: Any, codec: VaeCodec, family: Family) -> ImageGenerator:
     return PipelineGenerator(pipe, codec, _side(pipe), family.resizes)
 
 
+def _shape(pipe: Any) -> tuple[int, int, int]:
+    """That of one latent at the native size; an editor of instructions takes its picture in further channels."""
+    settings = network_of(pipe).config
+    return int(pipe.vae.config.latent_channels), int(settings.sample_size), int(settings.sample_size)
+
+
 def _side(pipe: Any) -> int:
     """The native side in pixels."""
     return int(network_of(pipe).config.sample_size) * int(pipe.vae_scale_factor)
@@ -163,14 +170,30 @@ def _lora_file(folder: Path) -> str:
 
 def _with_denoiser(model: Model, kind: str, pipe: Any) -> Model:
     """The model with its network as a denoiser, where the network's calling convention is known."""
-    path = model.path
-    if kind == "ClassConditional" and isinstance(path, VarianceExploding) and pipe.scheduler.config.prediction_type == "epsilon":
-        denoiser = EdmDenoiser(pipe.unet, path, float(pipe.scheduler.config.sigma_data), pipe.labels[""], pipe.tokens)
-        return replace(model, denoiser=denoiser, condition=pipe.classes)
-    if kind == "StableDiffusion" and path is not None:
-        condition = _conditioner(pipe)
-        return replace(model, denoiser=UNetDenoiser(pipe.unet, path, pipe.scheduler.config.prediction_type, condition), condition=condition)
+    path, settings = model.path, pipe.scheduler.config
+    if isinstance(path, VarianceExploding):
+        if kind == "ClassConditional" and settings.prediction_type == "epsilon":
+            by_class = EdmDenoiser(pipe.unet, path, float(settings.sigma_data), pipe.labels[""], pipe.tokens)
+            return replace(model, denoiser=by_class, condition=pipe.classes)
+    elif kind == "StableDiffusion" and path is not None:
+        states = text_states(pipe)
+        by_text = UNetDenoiser(pipe.unet, path, settings.prediction_type, lambda: states([""]))
+        return replace(model, denoiser=by_text, condition=states)
+    elif kind == "StableDiffusionXL" and path is not None and _takes_sizes(pipe):
+        texts = text_and_pooled(pipe, 2)
+        by_both = XlDenoiser(pipe.unet, path, settings.prediction_type, no_text(pipe, texts), int(pipe.vae_scale_factor))
+        return replace(model, denoiser=by_both, condition=texts)
+    elif kind == "StableDiffusion3" and isinstance(path, RectifiedFlow):
+        texts = text_and_pooled(pipe, 3)
+        return replace(model, denoiser=FlowTransformer(pipe.transformer, path, no_text(pipe, texts)), condition=texts)
     return model
+
+
+def _takes_sizes(pipe: Any) -> bool:
+    """Whether Stable Diffusion XL's U-Net takes six numbers on the picture's size and crop; a refiner's takes a score among five."""
+    settings = pipe.unet.config
+    told = settings.projection_class_embeddings_input_dim - pipe.text_encoder_2.config.projection_dim
+    return bool(told == 6 * settings.addition_time_embed_dim)
 
 
 def _family(folder: Path, spec: str) -> tuple[str, dict[str, None]]:
@@ -188,29 +211,6 @@ def _family(folder: Path, spec: str) -> tuple[str, dict[str, None]]:
         known = ", ".join(f"{name}Pipeline" for name in FAMILIES)
         raise UserError(f"'{spec}' is a {kind}, which no adapter knows: use a {known}, or wrap it as a diffprobe.Model")
     return family, {name: None for name, part in content.items() if isinstance(part, list) and part[0] is None}
-
-
-def _path(scheduler: Any) -> NoisePath:
-    """The noise path that a scheduler follows. A solver with `use_flow_sigmas` follows a flow, whatever betas it also holds."""
-    settings = scheduler.config
-    if "sigma_data" in settings:
-        return VarianceExploding(float(settings.sigma_min), float(settings.sigma_max), float(settings.rho))
-    if settings.get("use_flow_sigmas") or not hasattr(scheduler, "alphas_cumprod"):
-        shift = settings.get("flow_shift") if settings.get("use_flow_sigmas") else settings.get("shift")
-        spacing: Literal["solver", "euler"] = "solver" if settings.get("use_flow_sigmas") else "euler"
-        return RectifiedFlow(float(shift or 1.0), int(settings.num_train_timesteps), spacing)
-    table = tuple(scheduler.alphas_cumprod.double().tolist())
-    end = -1.0 if getattr(settings, "set_alpha_to_one", False) else 0.0
-    return VariancePreserving(table, offset=int(getattr(settings, "steps_offset", 0)), end=end)
-
-
-def _conditioner(pipe: Any) -> Callable[[Sequence[str]], Tensor]:
-    def condition(prompts: Sequence[str]) -> Tensor:
-        with torch.no_grad():
-            states: Tensor = pipe.encode_prompt(list(prompts), pipe.device, 1, do_classifier_free_guidance=False)[0]
-        return states
-
-    return condition
 
 
 def _first_line(error: Exception) -> str:

@@ -175,6 +175,7 @@ def as_model(world: World, path: NoisePath, name: str) -> Model:
         editor=ExactEditor(denoiser, codec, path, condition, world.method, codec.image[-1]),
         generator=ExactGenerator(denoiser, codec, path, condition),
         identity={"source": name, "weights": _digest(world), **elsewhere},
+        shape=codec.latent,
     )
 
 

@@ -24,6 +24,7 @@ def load(
 ) -> Model:
     """A model by name: a member of the embedded family, 'exact:<world>', a folder of a saved diffusers pipeline, or a hub id.
 
+    'edm2:<file>' is a network that NVIDIA published for EDM2, with ',uncond=<file>' and ',vae=<folder>' after it where they are to hand.
     '<model>+<folder or hub id>' puts LoRA weights on top of a pipeline, '<model>+0.6*<folder or hub id>' at that strength.
     Raises UserError with the remedy where it cannot be found, fetched or read.
     """
@@ -33,6 +34,10 @@ def load(
     require(spec)
     if spec in MEMBERS:
         return load_member(spec, options)
+    if spec.startswith("edm2:"):
+        from diffprobe.adapters.edm2 import load_edm2
+
+        return load_edm2(spec.removeprefix("edm2:"), options)
     if "+" in spec and not Path(spec).exists():
         return _with_lora(spec, options)
     if spec.startswith("exact:"):
