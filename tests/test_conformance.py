@@ -16,6 +16,7 @@ from diffprobe.probes import PROBES
 from diffprobe.probes.base import Cell, Probe, key
 from diffprobe.probes.consistency import Consistency
 from diffprobe.probes.drift import Drift
+from diffprobe.probes.speciation import Push, Speciation
 from diffprobe.runs.execute import Step, execute, plan
 from diffprobe.runs.pairing import paired
 from diffprobe.runs.result import check, start
@@ -28,11 +29,14 @@ MODELS = (*(f"exact:{world}" for world in WORLDS), "sd", "sdxl", "sd3", "flow", 
 SMALL: dict[str, Probe] = {
     "drift": Drift(count=5, prompt_sets=("null",), strengths=(0.4,), num_inference_steps=(5,), guidance_scale=(3.0,)),
     "consistency": Consistency(count=2, repetitions=3, num_inference_steps=4, guidance_scale=3.0),
+    "speciation": Speciation(
+        base="", variants=("class 0",), samples=3, num_inference_steps=5, pushes=(Push(2.0, 0.2),), keep_images=1, snapshots=2
+    ),
 }
 
 
-#: What a model cannot be asked: an editor of instructions draws nothing from a prompt, PixArt edits nothing.
-LACKING = {("edit", "consistency"), ("pixart", "drift")}
+#: What a model cannot be asked: an editor of instructions draws nothing from a prompt, PixArt edits nothing, neither has a denoiser.
+LACKING = {("edit", "consistency"), ("pixart", "drift"), ("edit", "speciation"), ("pixart", "speciation")}
 
 
 @pytest.fixture(scope="module", params=[(m, p) for m in MODELS for p in sorted(PROBES) if (m, p) not in LACKING], ids="-".join)
@@ -101,7 +105,8 @@ def test_the_same_cell_gives_the_same_bits(model: Model, probe: Probe, tmp_path:
 def test_batches_change_nothing_beyond_rounding(model: Model, probe: Probe, tmp_path: Path) -> None:
     steps = plan([probe.suited(model)])
     one, many = (run(steps, rig(model, size), tmp_path / str(size)) for size in (2, 16))
-    close(one, many, 1e-4)
+    # Log odds divide float32's rounding by the variance of the step, and weigh predictions made from near pure noise.
+    close(one, many, 2e-3 if probe.name == "speciation" else 1e-4)
 
 
 def test_the_order_of_cells_changes_nothing(model: Model, probe: Probe, tmp_path: Path) -> None:

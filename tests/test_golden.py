@@ -12,6 +12,7 @@ from diffprobe.model import Embedder, Rig
 from diffprobe.probes.base import Probe, key
 from diffprobe.probes.consistency import Consistency
 from diffprobe.probes.drift import Drift
+from diffprobe.probes.speciation import Speciation
 from diffprobe.runs.execute import plan
 from tests.small import Pixels
 
@@ -19,26 +20,31 @@ GOLDEN = Path(__file__).parent / "golden"
 PROBES: dict[str, tuple[Probe, dict[str, Embedder]]] = {
     "drift": (Drift(count=3, prompt_sets=("empty",), strengths=(0.4,)), {}),
     "consistency": (Consistency(("anything", "class 1"), repetitions=3, num_inference_steps=10), {"pixels": Pixels()}),
+    "speciation": (Speciation(base="class 0", variants=("class 1",), samples=3, num_inference_steps=10, keep_images=1), {}),
 }
 
 
 def numbers(name: str) -> dict[str, dict[str, object]]:
     """The mean of every column of numbers or vectors, by class and version of cell, on a model whose weights cannot change."""
     probe, embedders = PROBES[name]
-    rig = Rig(load("exact:gmm" if name == "consistency" else "exact:gaussian"), embedders)
+    rig = Rig(load("exact:gaussian" if name == "drift" else "exact:gmm"), embedders)
     records: dict[str, pa.Table] = {}
     found: dict[str, dict[str, object]] = {}
     for step in plan([probe]):
         table = step.cell.measure(rig, *(records[key(cell)] for cell in step.cell.inputs()))
         records[step.key] = table
         frame = table.to_pandas()
-        vectors = {column: float(np.stack(frame[column].to_list()).mean()) for column in frame if str(column).startswith("feature:")}
+        vectors = {str(column): float(np.stack(frame[column].to_list()).mean()) for column in frame if _numbers(frame[column].iloc[0])}
         found[f"{type(step.cell).__name__} {step.cell.version}"] = {
             "key": step.key,
             **{str(column): float(mean) for column, mean in frame.mean(numeric_only=True).dropna().items()},
             **vectors,
         }
     return found
+
+
+def _numbers(value: object) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
 
 
 @pytest.mark.parametrize("name", sorted(PROBES))

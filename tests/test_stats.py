@@ -307,3 +307,11 @@ def test_bad_input_is_refused() -> None:
             wilson_interval(successes, n)
     with pytest.raises(ValueError, match="n >= 2"):
         minimum_detectable_difference(1.0, 1)
+
+
+@pytest.mark.parametrize(("n", "others", "value"), [(11, 3, 3.3), (12, 3, 0.7), (20, 1, 0.7)])
+def test_rounding_of_a_resample_that_repeats_one_value_is_no_spread(n: int, others: int, value: float) -> None:
+    values = np.full(n, 0.1)
+    values[:others] = value
+    found = bootstrap(values, seed=n)
+    assert -value < found.lo < found.value < found.hi < 10 * value

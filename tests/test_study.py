@@ -12,6 +12,8 @@ from diffprobe.probes.consistency import Consistency
 from diffprobe.probes.consistency.cells import Samples
 from diffprobe.probes.drift import Drift
 from diffprobe.probes.drift.cells import Edits
+from diffprobe.probes.speciation import Speciation
+from diffprobe.probes.speciation.cells import Paths
 from diffprobe.runs.execute import plan
 from diffprobe.runs.study import load_study, parse_probe, parse_study, preset, recipes, settings
 
@@ -186,8 +188,35 @@ COMPARISONS = {
 IMAGES = {"consistency-embedded": (3, 100 * 20), "consistency-sdxl-pixart": (2, 100 * 20), "consistency-sdxl-lora": (2, 50 * 20)}
 
 
+#: Models, partitions, and trajectories a condition.
+LADDERS = {
+    "speciation-embedded": (3, 5, 64, 50),
+    "speciation-guidance": (1, 5, 64, 50),
+    "speciation-edm2-chosen": (1, 6, 1500, 64),
+    "speciation-edm2-all": (1, 1000, 150, 64),
+    "speciation-sd15": (1, 11, 200, 100),
+    "speciation-sdxl": (1, 11, 200, 100),
+    "speciation-sd35": (1, 11, 200, 100),
+}
+
+
 def test_every_shipped_recipe_is_here() -> None:
-    assert set(recipes()) == set(COMPARISONS) | set(IMAGES)
+    assert set(recipes()) == set(COMPARISONS) | set(IMAGES) | set(LADDERS)
+
+
+@pytest.mark.parametrize("name", sorted(LADDERS))
+def test_a_shipped_ladder_plans_the_trajectories_of_its_design(name: str) -> None:
+    variants = load_study(name).variants()
+    models, partitions, samples, steps = LADDERS[name]
+    assert len(variants) == models
+    for _, (probe,) in variants.values():
+        assert isinstance(probe, Speciation)
+        assert (len(probe.asked), probe.samples, probe.num_inference_steps) == (partitions, samples, steps)
+        drawn: dict[object, list[int]] = {}
+        for step in plan([probe]):
+            if isinstance(step.cell, Paths):
+                drawn.setdefault((step.cell.conditions, step.cell.push), []).extend(step.cell.seeds)
+        assert {tuple(sorted(seeds)) for seeds in drawn.values()} == {tuple(range(samples))}
 
 
 @pytest.mark.parametrize("name", sorted(IMAGES))
@@ -216,6 +245,6 @@ def test_a_shipped_recipe_plans_the_comparisons_of_its_design(name: str) -> None
 
 
 def test_presets_by_name() -> None:
-    assert preset([], "quick") == (Drift.preset("quick"), Consistency.preset("quick"))
+    assert preset([], "quick") == (Drift.preset("quick"), Consistency.preset("quick"), Speciation.preset("quick"))
     assert preset(["drift"], "quick") == (Drift.preset("quick"),)
     assert refusal(lambda: preset(["drfit"], "quick")) == "unknown probe 'drfit': did you mean 'drift'?"

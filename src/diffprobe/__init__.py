@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from diffprobe import controls as controls
     from diffprobe import worlds as worlds
     from diffprobe.adapters.load import load as load
     from diffprobe.adapters.load import rig as rig
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from diffprobe.model import Rig as Rig
     from diffprobe.probes.consistency import Consistency as Consistency
     from diffprobe.probes.drift import Drift as Drift
+    from diffprobe.probes.speciation import Partition as Partition
+    from diffprobe.probes.speciation import Push as Push
+    from diffprobe.probes.speciation import Speciation as Speciation
+    from diffprobe.probes.speciation import Sweep as Sweep
     from diffprobe.runs.compare import Comparison as Comparison
     from diffprobe.runs.compare import compare as compare
     from diffprobe.runs.gate import GateResult as GateResult
@@ -33,10 +38,15 @@ _NAMES = {
     "Estimate": "diffprobe.measures.stats:Estimate",
     "GateResult": "diffprobe.runs.gate:GateResult",
     "Model": "diffprobe.model:Model",
+    "Partition": "diffprobe.probes.speciation:Partition",
+    "Push": "diffprobe.probes.speciation:Push",
     "Rig": "diffprobe.model:Rig",
     "Run": "diffprobe.runs.result:Run",
+    "Speciation": "diffprobe.probes.speciation:Speciation",
+    "Sweep": "diffprobe.probes.speciation:Sweep",
     "UserError": "diffprobe.errors:UserError",
     "compare": "diffprobe.runs.compare:compare",
+    "controls": "diffprobe.controls:",
     "gate": "diffprobe.runs.gate:gate",
     "load": "diffprobe.adapters.load:load",
     "open": "diffprobe.runs.result:open_run",
@@ -51,10 +61,15 @@ __all__ = [
     "Estimate",
     "GateResult",
     "Model",
+    "Partition",
+    "Push",
     "Rig",
     "Run",
+    "Speciation",
+    "Sweep",
     "UserError",
     "compare",
+    "controls",
     "gate",
     "load",
     "open",

@@ -2,6 +2,11 @@
 
 from diffprobe.probes.consistency import Consistency
 from diffprobe.probes.drift import Drift
+from diffprobe.probes.speciation import Speciation
 
 #: Every probe by its name.
-PROBES: dict[str, type[Drift] | type[Consistency]] = {"drift": Drift, "consistency": Consistency}
+PROBES: dict[str, type[Drift] | type[Consistency] | type[Speciation]] = {
+    "drift": Drift,
+    "consistency": Consistency,
+    "speciation": Speciation,
+}

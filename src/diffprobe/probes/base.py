@@ -187,12 +187,16 @@ class Probe(Protocol):
 
     name: ClassVar[str]
     question: ClassVar[str]
-    needs: ClassVar[frozenset[str]]
     rows: ClassVar[str]  # the class of cells whose records users mean by "the rows"
     aligned: ClassVar[tuple[str, ...]]
     free: ClassVar[frozenset[str]]
     cites: ClassVar[tuple[str, ...]]
     method: ClassVar[str]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The capabilities of a rig without which it cannot be asked."""
+        ...
 
     def plan(self) -> Iterable[Cell]: ...
 

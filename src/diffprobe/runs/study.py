@@ -135,8 +135,14 @@ def parse_probe(item: object) -> Probe:
 
 def settings(probe: Probe) -> dict[str, Any]:
     """A probe as its study file would have it, with every setting."""
-    values = {field.name: getattr(probe, field.name) for field in dataclasses.fields(cast(Any, probe))}
-    return {"kind": probe.name, **{name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}}
+    return {"kind": probe.name, **{field.name: _listed(getattr(probe, field.name)) for field in dataclasses.fields(cast(Any, probe))}}
+
+
+def _listed(value: Any) -> Any:
+    """A setting's value as YAML has it: tuples as lists, and what has fields of its own as a mapping."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _listed(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return [_listed(item) for item in value] if isinstance(value, tuple) else value
 
 
 def recipes() -> dict[str, Path]:

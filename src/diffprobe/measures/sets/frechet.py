@@ -61,7 +61,7 @@ class _Many(NamedTuple):
     covariance: Array
 
 
-_Side: TypeAlias = _Few | _Many
+Side: TypeAlias = _Few | _Many
 
 
 def frechet_distance(a: Sample, b: Sample) -> float:
@@ -77,7 +77,7 @@ def frechet_distance(a: Sample, b: Sample) -> float:
 
 def frechet_parts(a: Sample, b: Sample) -> Frechet:
     """`frechet_distance` with its parts, the number of eigenvalues clipped, and the way it was computed."""
-    return _parts(_side(a), _side(b))
+    return _parts(side_of(a), side_of(b))
 
 
 def frechet_limit(a: Features, b: Sample, *, sizes: int = 5, repeats: int = 20, seed: int = 0) -> float:
@@ -89,12 +89,12 @@ def frechet_limit(a: Features, b: Sample, *, sizes: int = 5, repeats: int = 20, 
     """
     if sizes < 2 or repeats < 1:
         raise ValueError(f"a line in 1/n needs 2 sizes or more and 1 repeat or more, not {sizes} and {repeats}: 5 and 20 are usual")
-    rows, other = finite_set(a), _side(b)
+    rows, other = finite_set(a), side_of(b)
     _extrapolable(len(rows), rows.shape[1])
     counts = np.linspace(len(rows) / 4, len(rows), sizes).round().astype(int)
     draw = rng.stream("sets.frechet_limit", seed)
     means = [
-        np.mean([_parts(_side(rows[draw.permutation(len(rows))[:n]]), other).value for _ in range(repeats if n < len(rows) else 1)])
+        np.mean([_parts(side_of(rows[draw.permutation(len(rows))[:n]]), other).value for _ in range(repeats if n < len(rows) else 1)])
         for n in counts
     ]
     return float(np.polyfit(1 / counts, means, 1)[1])
@@ -117,14 +117,14 @@ def frechet_interval(a: Features, b: Sample, *, level: float = 0.95, repeats: in
     for rows in sets:
         if rows is not None:
             _extrapolable(*rows.shape)
-    first, second = (_side(sample) for sample in (a, b))
+    first, second = (side_of(sample) for sample in (a, b))
     whole, draw = _parts(first, second).value, rng.stream("sets.frechet_interval", seed)
     halves = []
     for _ in range(repeats):
         pairs = zip(*(_halves(rows, side, draw) for rows, side in zip(sets, (first, second), strict=True)), strict=True)
         halves += [_parts(*pair).value for pair in pairs]
     variance = sum(
-        _influence(rows, *pair).var(ddof=1) / len(rows)
+        influence(rows, *pair).var(ddof=1) / len(rows)
         for rows, pair in zip(sets, ((first, second), (second, first)), strict=True)
         if rows is not None
     )
@@ -141,26 +141,26 @@ def frechet_name(instrument: str) -> str:
     return next((name for start, name in NAMES.items() if kind.startswith(start)), f"FD-{kind}")
 
 
-def _halves(rows: Array | None, whole: _Side, draw: np.random.Generator) -> tuple[_Side, _Side]:
+def _halves(rows: Array | None, whole: Side, draw: np.random.Generator) -> tuple[Side, Side]:
     """Two random halves of a sample; what is taken as exact is itself on both sides."""
     if rows is None:
         return whole, whole
     order = draw.permutation(len(rows))
-    return _side(rows[order[::2]]), _side(rows[order[1::2]])
+    return side_of(rows[order[::2]]), side_of(rows[order[1::2]])
 
 
-def _side(sample: Sample) -> _Side:
+def side_of(sample: Sample) -> Side:
     if isinstance(sample, Moments):
         return _Many(sample.n, sample.mean, sample.covariance)
     rows = as_set(sample, fewest=2)
     if len(rows) > rows.shape[1]:
-        return _side(Moments().update(rows))
+        return side_of(Moments().update(rows))
     held = finite(rows)
     mean = held.mean(0)
     return _Few(len(held), mean, (held - mean) / np.sqrt(len(held) - 1))
 
 
-def _parts(a: _Side, b: _Side) -> Frechet:
+def _parts(a: Side, b: Side) -> Frechet:
     same_width(a.mean, b.mean)
     mean = float(np.square(a.mean - b.mean).sum())
     spread = _trace(a) + _trace(b)
@@ -168,11 +168,11 @@ def _parts(a: _Side, b: _Side) -> Frechet:
     return Frechet(mean + max(spread - shared, 0.0), mean, spread, shared, clipped, route)
 
 
-def _trace(side: _Side) -> float:
+def _trace(side: Side) -> float:
     return float(np.square(side.root).sum() if isinstance(side, _Few) else side.covariance.trace())
 
 
-def _shared(a: _Side, b: _Side) -> tuple[float, int, Route]:
+def _shared(a: Side, b: Side) -> tuple[float, int, Route]:
     """2 Tr((S_a S_b)^1/2), how many eigenvalues were clipped, and the way.
 
     With S = R'R it is twice the sum of the singular values of R_a R_b'; they are the roots of the eigenvalues of R_a S_b R_a',
@@ -190,7 +190,7 @@ def _shared(a: _Side, b: _Side) -> tuple[float, int, Route]:
     return 2 * float(linalg.svdvals(root_a @ root_b.T).sum()), clipped_a + clipped_b, route
 
 
-def _lower(side: _Side) -> Array | None:
+def _lower(side: Side) -> Array | None:
     """Cholesky's L of the covariance LL'; None for few rows and where the rank is not full, as far as round-off lets one see."""
     if isinstance(side, _Few) or side.n <= len(side.mean):
         return None
@@ -205,7 +205,7 @@ def _product_eigenvalues(lower: Array, covariance: Array) -> Array:
     return np.asarray(linalg.eigh(product, lower=True, eigvals_only=True, overwrite_a=True, check_finite=False))
 
 
-def _root(side: _Side) -> tuple[Array, int]:
+def _root(side: Side) -> tuple[Array, int]:
     """A root R [r, D] of the covariance R'R, and how many eigenvalues of round-off size were taken as 0."""
     if isinstance(side, _Few):
         return side.root, 0
@@ -222,7 +222,7 @@ def _round_off(dim: int) -> float:
     return dim * float(np.finfo(np.float64).eps)
 
 
-def _influence(rows: Array, own: _Side, other: _Side) -> Array:
+def influence(rows: Array, own: Side, other: Side) -> Array:
     """How far each row [n] moves the distance to first order, up to a constant."""
     bend = np.eye(len(own.mean)) - _transport(own, other)
     found = []
@@ -232,7 +232,7 @@ def _influence(rows: Array, own: _Side, other: _Side) -> Array:
     return np.concatenate(found)
 
 
-def _transport(own: _Side, other: _Side) -> Array:
+def _transport(own: Side, other: Side) -> Array:
     """The symmetric map T with T S_own T = S_other: L'^-1 (L' S_other L)^1/2 L^-1 for S_own = LL'."""
     assert isinstance(own, _Many)
     assert isinstance(other, _Many)
