@@ -28,6 +28,7 @@ from diffprobe.probes.speciation.contests import contests
 from diffprobe.probes.speciation.panel import Asked, Panel, follow, states
 from diffprobe.probes.speciation.partitions import drawn, expanded, label
 from diffprobe.runs.execute import plan
+from diffprobe.runs.pairing import paired
 from diffprobe.runs.result import Run, start
 from diffprobe.runs.study import parse_probe, settings
 from tests.small import Pixels
@@ -155,13 +156,13 @@ def test_memory_does_not_grow_with_the_steps() -> None:
     assert max(counting.alive) <= 2  # the answers at the last state and at the one before
 
 
-def test_a_push_of_one_is_no_push() -> None:
+def test_a_push_outside_its_interval_is_no_push() -> None:
     model = exact_model("gmm@ve")
     plain = follow(model, Asked(("class 0", "")), range(4), 10)
-    pushed = follow(model, Asked(("class 0", ""), Push(1.0, 5.0), 1), range(4), 10)
-    assert torch.allclose(plain.likelihoods, pushed.likelihoods, rtol=1e-4, atol=1e-4)
     outside = follow(model, Asked(("class 0", ""), Push(4.0, 90.0), 1), range(4), 10)
     assert torch.equal(plain.likelihoods, outside.likelihoods)
+    with pytest.raises(UserError, match="no guidance"):
+        Push(1.0)
 
 
 def test_guided_likelihoods_are_those_of_the_unguided_model() -> None:
@@ -229,6 +230,64 @@ def test_too_few_steps_are_said_and_enough_are_not(tmp_path: Path) -> None:
     assert 8 < wanted < 128
 
 
+def test_the_unconditional_model_stands_for_the_complement(tmp_path: Path) -> None:
+    """It holds the class, so that no path is more than K times likelier under it, and the entropy ends above 0 (K = 4 classes)."""
+    run = measured(tmp_path, Speciation(base="", variants=("class 0",), samples=150, keep_images=0), exact_model("gmm@ve"))
+    assert one(run, "undecided").value == pytest.approx(math.log(1 + 1 / 4) / 2 + math.log(5) / 8, abs=0.05)
+    assert one(run, "proxy_log_odds").value == pytest.approx(math.log(4), abs=0.3)  # the steps let it go beyond
+    assert not any("does not hold" in verdict for verdict in run.findings["speciation"].verdicts)
+
+
+def test_a_part_with_its_prior_is_set_against_the_rest_of_the_whole(tmp_path: Path) -> None:
+    """As against the other three classes; what is left comes of the paths' noise, where the plateau of the plain form is .30 nats."""
+    quarter = 0.25
+    part = Partition("part", (("class 0",), ("",)), ((quarter,), (1 - quarter,)))
+    rest = Partition("rest", (FOUR[:1], FOUR[1:]), ((quarter,), (quarter,) * 3))
+    probe = Speciation(variants=(), partitions=(part, rest), samples=250, num_inference_steps=64, keep_images=0)
+    run = measured(tmp_path, probe, exact_model("gmm@ve"), 1000)
+    found = {c.partition.name: c for c in contests(probe.asked, (), run.tables("speciation"))}
+    assert found["part"].posterior[:, 0] == pytest.approx(part.entropy)
+    assert found["part"].posterior[:, -1].mean() < 0.12
+    assert np.abs(found["part"].posterior.mean(0) - found["rest"].posterior.mean(0)).max() < 0.12
+
+
+def test_the_law_of_steps_is_not_asked_where_one_side_holds_the_other(tmp_path: Path) -> None:
+    run = measured(tmp_path, Speciation(base="", variants=("class 0",), samples=32, num_inference_steps=32, keep_images=0))
+    assert not [e for e in run.estimates if e.quantity == "step_bias"]
+    assert one(run, "steps_needed").value is not None
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4])
+def test_steps_that_cannot_tell_where_are_said(steps: int, tmp_path: Path) -> None:
+    run = measured(tmp_path, replace(TWO, variants=("class 2",), samples=40, num_inference_steps=steps), exact_model("gmm@ve"))
+    assert any("steps are too few" in verdict for verdict in run.findings["speciation"].verdicts)
+    commitment = one(run, "commitment")
+    assert commitment.value is None or (commitment.lo or 0) * 1.3 < (commitment.hi or 0)
+
+
+def test_a_flow_that_decides_in_its_first_step_is_not_undecided(tmp_path: Path) -> None:
+    far = Speciation(base="class 0", variants=("class 1",), samples=16, num_inference_steps=3, keep_images=0)
+    run = measured(tmp_path, far, two_classes(PATHS["flow"], 40.0))
+    told = run.findings["speciation"].verdicts
+    assert any("within the first step" in verdict for verdict in told)
+    assert not any("Never half decided" in verdict for verdict in told)
+    assert "first step" in str(one(run, "commitment").reason)
+    assert one(run, "peak").value is None
+
+
+def test_networks_that_differ_are_no_part_of_each_other(tmp_path: Path) -> None:
+    model = exact_model("gmm@ve")
+
+    def biased(x: Tensor, t: Tensor | float, cond: Any = None) -> Tensor:
+        assert model.denoiser is not None
+        found = model.denoiser(x, t, cond)
+        everything = torch.as_tensor(cond).all(-1).reshape(-1, 1, 1, 1)
+        return torch.where(everything, found + 0.02, found)
+
+    run = measured(tmp_path, Speciation(base="", variants=("class 0",), samples=16, keep_images=0), replace(model, denoiser=biased))
+    assert any("does not hold" in verdict for verdict in run.findings["speciation"].verdicts)
+
+
 def test_a_wider_gap_is_decided_first(tmp_path: Path) -> None:
     """Super-classes before classes, paired by seed, with the order established."""
     groups = Partition("groups", (("group 0",), ("group 1",)))
@@ -249,6 +308,24 @@ def test_pictures_of_the_way(tmp_path: Path) -> None:
     assert len(gallery) == 4  # two conditions, two seeds
     assert all(len(exhibit.pictures) == 5 for exhibit in gallery)
     assert all((tmp_path / "media" / picture).is_file() for exhibit in gallery for picture in exhibit.pictures.values())
+
+
+def test_pictures_at_chosen_levels(tmp_path: Path) -> None:
+    probe = replace(TWO, keep_images=1, snapshot_sigmas=(5.0, 1.0, 0.1), num_inference_steps=50)
+    run = measured(tmp_path, probe, exact_model("gmm@ve"))
+    frame = run.records("speciation", "Snapshots")
+    assert list(frame[frame["prompt"] == "class 1"]["sigma"]) == pytest.approx([5.0, 1.0, 0.1], rel=0.15)
+
+
+def test_runs_with_other_variants_share_what_they_both_ask(tmp_path: Path) -> None:
+    """The base of each is drawn under other conditions; its rows pair all the same."""
+    ours = measured(tmp_path / "a", replace(TWO, variants=("class 1", "class 2")))
+    theirs = measured(tmp_path / "b", replace(TWO, variants=("class 3", "class 2")))
+    pairing = paired(ours, theirs, "speciation")
+    assert {pair.base_comparable.facets["partition"] for pair in pairing.pairs} == {"2"}
+    assert pairing.common == 16  # class 2 and the base, eight seeds each
+    differences = [np.abs(pair.base - pair.other).max() for pair in pairing.pairs]
+    assert max(differences) < 1e-3
 
 
 @dataclass(frozen=True)
@@ -365,6 +442,9 @@ def test_a_study_file_says_the_same(tmp_path: Path) -> None:
         ({"variants": ()}, "needs 'variants'"),
         ({"level": 1.0}, "level"),
         ({"variants": ("class 1", "class 1")}, "twice"),
+        ({"variants": ("class {3..1}",)}, "holds no number"),
+        ({"pushes": (Push(2), Push(2.0))}, "a push comes twice"),
+        ({"snapshot_sigmas": (0.0,)}, "snapshot_sigmas above 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], told: str) -> None:
@@ -390,6 +470,8 @@ def test_partitions_that_make_no_sense_are_refused() -> None:
 def test_what_a_model_cannot_be_asked_is_said_before_anything_is_measured(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="class 0 to class 3"):
         measured(tmp_path, replace(TWO, variants=("class 7",)))
+    with pytest.raises(UserError, match="class 0 to class 3"):
+        measured(tmp_path, replace(TWO, pushes=(Push(2.0),), negative_prompt="class 9"))
     with pytest.raises(UserError, match="of which shape"):
         measured(tmp_path, TWO, replace(exact_model("gmm"), shape=None))
     with pytest.raises(UserError, match="needs denoiser"):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.integrate import quad
 
 from diffprobe.adapters.exact import exact_world
-from diffprobe.adapters.mixture_entropy import Partition, mixture_entropy, partition
+from diffprobe.adapters.mixture_entropy import Partition, partition, posterior_entropy
 from diffprobe.adapters.mixture_paths import walk
 from diffprobe.adapters.mixtures import GaussianMixture, anisotropic, isotropic
 from diffprobe.measures.speciation.entropy import class_entropy, log_side_posterior
@@ -39,8 +39,9 @@ def softplus_entropy(gamma: float, prior: float = 0.5) -> float:
         odds = gamma / 2 + gamma**0.5 * z + np.log(own / (1 - own))
         return float(np.exp(-z * z / 2) / (2 * np.pi) ** 0.5 * np.logaddexp(0, -odds))
 
-    ends = {"points": (-(gamma**0.5) / 2, 0.0), "epsabs": 1e-15, "epsrel": 1e-13, "limit": 400}
-    return float(sum(own * quad(loss, -38, 38, args=(own,), **ends)[0] for own in (prior, 1 - prior)))
+    middle = (-(gamma**0.5) / 2, 0.0)
+    parts = [quad(loss, -38, 38, args=(own,), points=middle, epsabs=1e-15, epsrel=1e-13, limit=400)[0] for own in (prior, 1 - prior)]
+    return float(prior * parts[0] + (1 - prior) * parts[1])
 
 
 @pytest.mark.parametrize("prior", [0.5, 0.2, 0.005])
@@ -216,7 +217,7 @@ def test_the_error_in_other_worlds_is_foretold_within_half_of_itself() -> None:
         gaps = np.array([mean_gap(s.gaps, asked.sides, asked.priors).mean() for s in stages])
         sigma = np.array([s.sigma for s in stages])
         later = [t for t in times if np.isfinite(float(path.ratio(t)))]
-        exact = mixture_entropy(world, path, later, asked, range(2000)).entropy.mean(0)
+        exact = posterior_entropy(world, path, later, asked, range(2000)).mean(0)
         truth = entropy - np.concatenate([np.full(len(times) - len(later), LN2), exact])
         found = discretisation_bias(sigma, gaps, entropy)
         largest.append((float(truth.min()), float(found.min())))

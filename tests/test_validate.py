@@ -1,8 +1,17 @@
 """`diffprobe validate`: every known answer holds, and a wrong one would be seen."""
 
-import pytest
+from __future__ import annotations
 
+import sys
+
+import numpy as np
+import pytest
+from numpy.typing import ArrayLike, NDArray
+
+from diffprobe.measures.speciation.gaussian import gaussian_entropy
 from diffprobe.validate import VALIDATIONS, Check
+
+SPECIATION = sys.modules["diffprobe.validate.speciation"]
 
 
 @pytest.mark.slow
@@ -17,3 +26,36 @@ def test_a_wrong_answer_is_seen() -> None:
     assert not Check("wrong", 1.03, 1.0, 0.02).holds
     assert not Check("sign", -1.0, 1.0, 0.02).holds
     assert not Check("none", float("nan"), 1.0, 0.02).holds
+
+
+@pytest.mark.parametrize("part", ["_gaussian", "_times", "_scaling", "_steps"])
+def test_the_closed_forms_of_speciation_hold(part: str) -> None:
+    checks = list(getattr(SPECIATION, part)())
+    assert len(checks) > 2
+    assert not [check for check in checks if not check.holds]
+
+
+def test_the_distance_for_its_square_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The study's text has the distance where the control parameter needs its square: nothing but Gamma = 1 would agree."""
+
+    def rooted(gamma: ArrayLike) -> NDArray[np.float64]:
+        return gaussian_entropy(np.sqrt(np.asarray(gamma)))
+
+    monkeypatch.setattr(SPECIATION, "gaussian_entropy", rooted)
+    wrong = [check.what for check in SPECIATION._gaussian() if not check.holds]
+    assert len([what for what in wrong if "entropy at control parameter" in what]) == len(SPECIATION.TABLE) - 1
+
+
+def test_a_production_of_half_the_size_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The factor of the identity: g^2/4 where g^2/2 belongs disagrees with the derivative of the entropy in every world."""
+    plain = SPECIATION.mixture_entropy
+
+    def halved(*arguments: object, **settings: object) -> object:
+        found = plain(*arguments, **settings)
+        return found._replace(production=found.production / 2)
+
+    monkeypatch.setattr(SPECIATION, "mixture_entropy", halved)
+    monkeypatch.setattr(SPECIATION, "_SEEDS", 400)
+    checks = [check for check in SPECIATION._production() if "production" in check.what]
+    assert len(checks) == 27
+    assert not [check.what for check in checks if check.holds]

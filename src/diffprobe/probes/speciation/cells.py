@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffprobe.model import Rig, TextEmbedder
+from diffprobe.paths import NoisePath
 from diffprobe.probes.base import Cell, Cost
 from diffprobe.probes.looks import features, flaw, webp
 from diffprobe.probes.speciation.panel import Asked, Followed, alone, follow, states
@@ -19,6 +20,7 @@ from diffprobe.probes.speciation.partitions import Push
 from diffprobe.sampling import State
 
 _LOSSLESS = 256  # pixels: larger pictures are for a look alone
+_NOISE = 1e30  # stands for sigma infinite
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Paths:
 
     The record has each condition's log likelihood of the path so far, against the first, at every level, and the squared
     distances between their predictions: enough for any partition of these conditions, with any priors. The seeds' noise is the
-    same for every condition and every push. A push guides away from `negative_prompt`, which is then among the conditions.
+    same for every condition and every push. A push guides away from `negative_prompt`, which is then among the conditions. One
+    condition that is drawn with several groups of others has a `group` for each.
     """
 
     version: ClassVar[int] = 1
@@ -36,6 +39,7 @@ class Paths:
     num_inference_steps: int
     push: Push | None = None
     negative_prompt: str = ""
+    group: int = 0
 
     def inputs(self) -> tuple[Cell, ...]:
         return ()
@@ -51,7 +55,7 @@ class Paths:
         columns: dict[str, Any] = {
             "prompt": [self.conditions[0]] * n,
             "seed": list(self.seeds),
-            "against": [self._against] * n,
+            "group": [self.group] * n,
             "guidance": ["none" if push is None else str(push)] * n,
             "num_inference_steps": [self.num_inference_steps] * n,
             "guidance_scale": [1.0 if push is None else push.scale] * n,
@@ -65,12 +69,6 @@ class Paths:
             "gap": _lists(found.gaps.flatten(1).numpy()),
         }
         return pa.table({**columns, **self._likeness(rig, found.arrived)})
-
-    @property
-    def _against(self) -> str:
-        """The first condition that is only evaluated: it tells groups of one sampled condition apart."""
-        others = [name for name in self.conditions[1:] if self.push is None or name != self.negative_prompt]
-        return others[0] if others else ""
 
     def _followed(self, rig: Rig) -> Followed:
         batch = max(1, rig.batch_size // len(self.conditions))
@@ -98,9 +96,9 @@ class Paths:
 
 @dataclass(frozen=True)
 class Snapshots:
-    """What the denoiser sees on the way: E[x_0 | x_t] of one condition, decoded, at `count` levels evenly spaced in steps.
+    """What the denoiser sees on the way: E[x_0 | x_t] of one condition, decoded, at the levels nearest to `sigmas`.
 
-    The trajectories are those of `Paths` with the same seeds.
+    Where none are given, at `count` of them, evenly spaced in steps. The trajectories are those of `Paths` with the same seeds.
     """
 
     version: ClassVar[int] = 1
@@ -108,26 +106,30 @@ class Snapshots:
     seeds: tuple[int, ...]
     num_inference_steps: int
     count: int
+    sigmas: tuple[float, ...] = ()
 
     def inputs(self) -> tuple[Cell, ...]:
         return ()
 
     def cost(self) -> Cost:
-        n, shown = len(self.seeds), len(self.steps)
+        n, shown = len(self.seeds), len(self.sigmas) or min(self.count, self.num_inference_steps)
         return Cost(n, n * self.num_inference_steps, n * shown, n * shown * 4_500 + 2_000)
 
-    @property
-    def steps(self) -> list[int]:
-        """The steps that are shown, from 0, the first and the last among them."""
-        return [int(step) for step in np.unique(np.linspace(0, self.num_inference_steps - 1, self.count).round())]
+    def steps(self, path: NoisePath) -> set[int]:
+        """The steps that are shown, from 0: those chosen, or evenly spaced ones with the first and the last."""
+        if not self.sigmas:
+            return {int(step) for step in np.linspace(0, self.num_inference_steps - 1, self.count).round()}
+        levels = np.array([float(path.ratio(t)) for t in path.levels(self.num_inference_steps)])
+        return {int(np.argmin(np.abs(np.log(np.minimum(levels, _NOISE)) - np.log(min(sigma, _NOISE))))) for sigma in self.sigmas}
 
     def measure(self, rig: Rig) -> pa.Table:
-        rows: list[dict[str, Any]] = []
+        assert rig.model.path is not None
+        rows, shown = list[dict[str, Any]](), self.steps(rig.model.path)
         for begin in range(0, len(self.seeds), rig.batch_size):
             seeds = self.seeds[begin : begin + rig.batch_size]
             with torch.no_grad():
                 for state in states(rig.model, alone(rig.model, self.prompt, len(seeds)), seeds, self.num_inference_steps):
-                    if state.step in self.steps:
+                    if state.step in shown:
                         rows += self._shown(rig, state, seeds)
         rows.sort(key=lambda row: (self.seeds.index(row["seed"]), row["step"]))
         kinds = {"prompt": pa.string(), "seed": pa.int64(), "step": pa.int64(), "sigma": pa.float64()}

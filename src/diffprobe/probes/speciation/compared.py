@@ -10,23 +10,23 @@ from diffprobe.probes.base import Comparable, Records
 from diffprobe.probes.speciation.contests import contests
 from diffprobe.probes.speciation.partitions import Partition
 
-_LATE = ("decides “{}” at higher noise than", "decides “{}” at lower noise than")
-_OPEN = ("leaves “{}” open for longer than", "leaves “{}” open for less long than")
+_EARLIER = ("decides “{}” at higher noise than", "decides “{}” at lower noise than")
 
 
 def comparables(asked: Sequence[Partition], records: Records) -> tuple[Comparable, ...]:
-    """Of every unguided partition: ln sigma of the level of commitment where there is one, and the mean entropy over the steps."""
+    """Of every unguided partition, in sigma: the level of commitment where there is one, and the mean level of decision.
+
+    Their means over seeds are those levels, to the first order in what a seed adds to the logarithm.
+    """
     found = []
     for one in contests(asked, (), records):
-        name, seeds = one.partition.name, [f"seed {seed}" for seed in one.seeds]
+        levels = {"mean_level": ("mean sigma at which “{}” is decided", one.mean_levels)}
         if np.isfinite(one.commitments).all():
-            more, less = (words.format(name) for words in _LATE)
-            values = dict(zip(seeds, one.commitments.tolist(), strict=True))
-            title = f"ln sigma at which “{name}” is half decided"
-            facets = {"partition": name}
-            found.append(Comparable("commitment", title, "seed", values, more, less, "ln sigma", headline=True, facets=facets))
-        more, less = (words.format(name) for words in _OPEN)
-        values = dict(zip(seeds, one.posterior.mean(1).tolist(), strict=True))
-        title = f"mean entropy of “{name}” over the steps"
-        found.append(Comparable("mean_entropy", title, "seed", values, more, less, "nats", headline=True, facets={"partition": name}))
+            levels = {"commitment": ("sigma at which “{}” is half decided", one.commitments), **levels}
+        for quantity, (title, logs) in levels.items():
+            name, level = one.partition.name, float(np.exp(logs.mean()))
+            values = {f"seed {seed}": level * (1 + float(log - logs.mean())) for seed, log in zip(one.seeds, logs, strict=True)}
+            more, less = (words.format(name) for words in _EARLIER)
+            shown = Comparable(quantity, title.format(name), "seed", values, more, less, "sigma", headline=True, facets={"partition": name})
+            found.append(shown)
     return tuple(found)

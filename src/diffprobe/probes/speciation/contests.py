@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from diffprobe.measures.speciation import (
+    Interval,
     Profile,
     class_entropy,
     commitment_values,
@@ -59,20 +61,37 @@ class Contest:
     label: Array
     rates: Array
     gaps: Array
+    certainty: Array  # [seeds, L] along one condition's own trajectories: its log odds against ""; nan where "" is no side
     adherence: dict[str, Array]  # [seeds]: whether the sides' images are told apart by the sides' words, 0 to 1
     left_out: int
     same: bool  # no condition moves the likelihood at all
     level: float
 
+    @property
+    def curves(self) -> Array:
+        """Of the two forms the one that means something: the posterior form, or the label form (the cross entropy) under a push."""
+        return self.posterior if self.push is None else self.label
+
     @cached_property
     def profile(self) -> Profile:
-        """Of the posterior form where nothing guides, of the label form under a push: there it alone is the cross entropy."""
+        """The landmarks of the curves, no finer than the steps allow."""
         prior = self.partition.entropy
-        if self.push is not None:
-            return profile(self.sigma, self.label, prior_entropy=prior, level=self.level)
-        found = profile(self.sigma, self.posterior, prior_entropy=prior, level=self.level)
-        lo, hi = falling_limits(found.lo, found.hi, prior)
-        return found._replace(lo=lo, hi=hi)
+        found = profile(self.sigma, self.curves, prior_entropy=prior, level=self.level)
+        if self.push is None:
+            lo, hi = falling_limits(found.lo, found.hi, prior)
+            found = found._replace(lo=lo, hi=hi)
+        return _resolved(found, prior)
+
+    @cached_property
+    def mean_levels(self) -> Array:
+        """ln sigma of the mean level of decision, a value a seed [seeds]: each step's middle, weighted by the entropy lost there.
+
+        A step from sigma infinite counts at its lower end, and what is never decided at the last level.
+        """
+        upper, lower = self.sigma[:-1], self.sigma[1:]
+        middle = np.log(np.where(np.isfinite(upper), np.sqrt(upper * lower), lower))
+        lost = -np.diff(self.curves, axis=1)
+        return np.asarray((lost @ middle + self.curves[:, -1] * math.log(lower[-1])) / self.partition.entropy)
 
     @cached_property
     def immse(self) -> Array:
@@ -84,7 +103,7 @@ class Contest:
     @cached_property
     def commitments(self) -> Array:
         """What each seed contributes to ln sigma of the level of commitment, [seeds]; nan where there is none."""
-        return np.asarray(commitment_values(self.sigma, self.posterior if self.push is None else self.label, self.partition.entropy))
+        return np.asarray(commitment_values(self.sigma, self.curves, self.partition.entropy))
 
 
 def contests(asked: Sequence[Partition], pushes: Sequence[Push], records: Records, level: float = 0.95) -> list[Contest]:
@@ -92,6 +111,45 @@ def contests(asked: Sequence[Partition], pushes: Sequence[Push], records: Record
     held = list(_read(records)) if "Paths" in records else []
     found = (_contest(partition, push, held, level) for push in (None, *pushes) for partition in asked)
     return [one for one in found if one is not None]
+
+
+def pushed(found: Sequence[Contest]) -> Iterator[tuple[Contest, Contest]]:
+    """Every contest under a push, after the same without."""
+    plain = {one.partition.name: one for one in found if one.push is None}
+    yield from ((plain[one.partition.name], one) for one in found if one.push is not None and one.partition.name in plain)
+
+
+def redistribution(before: Contest, after: Contest, level: float) -> Profile | None:
+    """What a push moves: the profile of the difference of the label forms, seed by seed, smoothed as widely as the unguided one."""
+    shared = sorted(set(before.seeds) & set(after.seeds))
+    if len(shared) < 2:
+        return None
+    moved = rows_of(after, after.label, shared) - rows_of(before, before.label, shared)
+    prior, bandwidth = before.partition.entropy, before.profile.bandwidth
+    return profile(before.sigma, moved, prior_entropy=prior, level=level, bandwidth=bandwidth)
+
+
+def rows_of(one: Contest, values: Array, seeds: Sequence[int]) -> Array:
+    """The rows of `values` [seeds, ...] of a contest that belong to these of its seeds."""
+    places = {seed: index for index, seed in enumerate(one.seeds)}
+    return np.asarray(values[[places[seed] for seed in seeds]])
+
+
+def _resolved(found: Profile, prior: float) -> Profile:
+    """The profile without what its steps cannot tell.
+
+    Where the step across half the prior loses more than a quarter of it, commitment is known to that step only; where a first
+    step from sigma infinite loses half, there is no level on the clock ln sigma at which it peaks.
+    """
+    lost, half = -np.diff(found.entropy), int(np.argmax(found.entropy < prior / 2))
+    if half > 0 and lost[half - 1] > prior / 4 and math.isfinite(found.sigma[half - 1]):
+        value, lo, hi = found.commitment
+        ends = float(np.fmin(lo, found.sigma[half])), float(np.fmax(hi, found.sigma[half - 1]))
+        found = found._replace(commitment=Interval(value, *ends))
+    if math.isinf(found.sigma[0]) and lost[0] > prior / 2:
+        nothing = Interval(math.nan, math.nan, math.nan)
+        found = found._replace(peak=nothing, window=(nothing, nothing), share_inside=nothing)
+    return found
 
 
 def _read(records: Records) -> Iterator[Trajectories]:
@@ -135,6 +193,8 @@ def _contest(partition: Partition, push: Push | None, held: Sequence[Trajectorie
     if not seeds:
         return None
     parts = [_parts(one, partition, index, seeds) for index, side in enumerate(drawn) for one in side]
+    if partition.proxy is not None:
+        parts = _within(everyone, partition, seeds, parts)
     weights = [weight for side in partition.weights for weight in side]
     posterior, label, rates = (sum(w * part for w, part in zip(weights, column, strict=True)) for column in zip(*parts, strict=True))
     return Contest(
@@ -145,7 +205,8 @@ def _contest(partition: Partition, push: Push | None, held: Sequence[Trajectorie
         posterior=np.asarray(posterior),
         label=np.asarray(label),
         rates=np.asarray(rates),
-        gaps=mean_gap(np.mean([_pair_gaps(one, partition, seeds) for one in everyone], (0, 1)), _numbered(partition), partition.weights),
+        gaps=_gaps(everyone, partition, seeds),
+        certainty=_certainty(drawn, partition, seeds),
         adherence=_adherence(drawn, partition, seeds),
         left_out=sum(one.left_out for one in everyone),
         same=not any(_columns(one, partition, seeds).any() for one in everyone),
@@ -187,6 +248,44 @@ def _parts(one: Trajectories, partition: Partition, side: int, seeds: Sequence[i
     found = log_side_posterior(likelihoods, sides, priors)
     rates = mmse_rate(likelihoods[:, : gaps.shape[1]], gaps, sides, priors)
     return class_entropy(found), class_entropy(found, np.full(found.shape[:-1], side)), rates
+
+
+def _within(
+    everyone: Sequence[Trajectories], partition: Partition, seeds: Sequence[int], parts: Sequence[tuple[Array, Array, Array]]
+) -> list[tuple[Array, Array, Array]]:
+    """The forms where one side is the whole, of which the other is a part with a prior p: p(part | x) = p l(part)/l(whole) <= 1.
+
+    H = p E_part[-ln p(part | x)] + E_whole[-(1 - p(part | x)) ln(1 - p(part | x))], the complement being the whole less the part; so
+    each condition's trajectories give one of the two terms, divided by the weight that it gets, and both forms are one.
+    """
+    assert partition.proxy is not None
+    whole, weights = partition.proxy, [weight for side in partition.weights for weight in side]
+    found = []
+    for index, (one, (_, _, rates)) in enumerate(zip(everyone, parts, strict=True)):
+        likelihoods = _columns(one, partition, seeds)
+        odds = likelihoods[..., 1 - whole] - likelihoods[..., whole]
+        log_part = np.minimum(math.log(weights[1 - whole]) + odds, 0.0)
+        rest = -np.expm1(log_part)
+        term = -log_part if index != whole else -rest * np.log(np.where(rest > 0, rest, 1.0)) / weights[whole]
+        found.append((term, term, rates))
+    return found
+
+
+def _gaps(everyone: Sequence[Trajectories], partition: Partition, seeds: Sequence[int]) -> Array:
+    """Squared distances between predictions of different sides, [N]: means over trajectories and pairs with their priors."""
+    weights = [weight for side in partition.weights for weight in side]
+    pairwise = sum(w * _pair_gaps(one, partition, seeds).mean(0) for w, one in zip(weights, everyone, strict=True))
+    return mean_gap(np.asarray(pairwise), _numbered(partition), partition.weights)
+
+
+def _certainty(drawn: Sequence[Sequence[Trajectories]], partition: Partition, seeds: Sequence[int]) -> Array:
+    """How much likelier than under no condition trajectories are under their own, along themselves: [seeds, L], of the first such side."""
+    for side in drawn:
+        if "" in partition.conditions and len(side) == 1 and side[0].conditions[0]:
+            found = _columns(side[0], partition, seeds)
+            own, none = (partition.conditions.index(condition) for condition in (side[0].conditions[0], ""))
+            return np.asarray(found[..., own] - found[..., none])
+    return np.full((len(seeds), len(drawn[0][0].sigma)), np.nan)
 
 
 def _adherence(drawn: Sequence[Sequence[Trajectories]], partition: Partition, seeds: Sequence[int]) -> dict[str, Array]:

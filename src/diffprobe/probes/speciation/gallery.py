@@ -19,14 +19,18 @@ def exhibits(plain: Sequence[Contest], records: Records) -> Iterator[Exhibit]:
     if "Snapshots" not in records:
         return
     frame: pd.DataFrame = records["Snapshots"].to_pandas().dropna(subset=["picture"])
-    owner = {one.partition.conditions[0]: one for one in reversed(plain)}
+    owner = {condition: one for one in reversed(plain) for condition in one.partition.conditions}
+    own = {one.partition.conditions[0]: one.partition.name for one in reversed(plain) if len(one.partition.conditions) == 2}
+    shared = {condition for condition in owner if sum(condition in one.partition.conditions for one in plain) > 1}
     wanted = dict.fromkeys(condition for one in plain for condition in reversed(one.partition.conditions))
     for condition in list(wanted)[:_CONDITIONS]:
-        contest = owner.get(condition)
+        contest = None if condition in shared and condition not in own else owner[condition]
         for seed, rows in frame[frame["prompt"] == condition].groupby("seed"):
             title = f"“{condition}”" if condition else "no condition"
             pictures = {_told(float(row["sigma"]), contest): str(row["picture"]) for _, row in rows.sort_values("step").iterrows()}
-            yield Exhibit(contest.partition.name if contest else "base", f"{title}, seed {seed}", pictures, _numbers(contest))
+            yield Exhibit(
+                own.get(condition, "base" if contest is None else condition or "none"), f"{title}, seed {seed}", pictures, _numbers(contest)
+            )
 
 
 def _told(sigma: float, contest: Contest | None) -> str:

@@ -21,6 +21,7 @@ class Partition:
 
     "" is the unconditional model: against one class it stands for the complement, the usual proxy. `priors` has a number for
     every condition, of the shape of `sides`, and sums to 1; empty: every side is as likely, and so is every condition within one.
+    With priors, "" against one condition is the whole of which that is a part: it is set against the rest of the whole.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # a mistyped key in a study is an error
@@ -30,6 +31,8 @@ class Partition:
     priors: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.name:
+            raise UserError("a partition needs a name, by which the report speaks of it")
         if len(self.sides) < 2 or not all(self.sides):
             raise UserError(f"the partition '{self.name}' needs two sides or more, each with a condition at least")
         twice = next((one for index, one in enumerate(self.conditions) if one in self.conditions[:index]), None)
@@ -56,6 +59,13 @@ class Partition:
         return tuple(tuple(1 / len(self.sides) / len(side) for _ in side) for side in self.sides)
 
     @property
+    def proxy(self) -> int | None:
+        """The place of "" where it is the whole of which one other condition is a part with a given prior; None for anything else."""
+        if self.priors and len(self.conditions) == 2 and "" in self.conditions:
+            return self.conditions.index("")
+        return None
+
+    @property
     def entropy(self) -> float:
         """What is undecided in pure noise: the entropy of the sides' prior, in nats; ln 2 for two that are as likely."""
         return -sum(sum(side) * math.log(sum(side)) for side in self.weights)
@@ -76,8 +86,11 @@ class Push:
     sides: Literal["first", "all"] = "first"
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.scale) or self.scale < 0:
-            raise UserError(f"a guidance scale is a finite number of at least 0, not {self.scale}")
+        for name in ("scale", "lo", "hi"):  # 2 and 2.0 are one push, and must be one cell
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else float(value))
+        if not math.isfinite(self.scale) or self.scale < 0 or self.scale == 1:
+            raise UserError(f"a push needs a guidance scale, a finite number of at least 0 other than 1 (no guidance), not {self.scale:g}")
         if not 0 <= self.lo < self.top:
             raise UserError(f"guidance acts where lo < sigma <= hi: {self.lo} to {self.hi} holds nothing")
 
@@ -96,6 +109,8 @@ def expanded(variants: Sequence[str]) -> tuple[str, ...]:
     for variant in variants:
         span = _RANGE.search(variant)
         numbers = range(int(span[1]), int(span[2]) + 1) if span else range(1)
+        if not numbers:
+            raise UserError(f"'{variant}' holds no number: a range runs from the smaller to the larger, as in {{0..9}}")
         found += [_RANGE.sub(str(number), variant, count=1) if span else variant for number in numbers]
     return tuple(found)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from diffprobe.measures.stats import Estimate
 from diffprobe.probes.base import Axis, Chart
-from diffprobe.probes.speciation.contests import Contest
+from diffprobe.probes.speciation.contests import Contest, pushed, redistribution
 
 _SHOWN = 8  # curves in one chart
 _PARTITION = Axis("partition", "partition")
@@ -70,50 +70,37 @@ def _entropy(shown: Sequence[Contest]) -> Chart:
 
 
 def _production(shown: Sequence[Contest]) -> Iterator[Chart]:
-    rows: list[dict[str, Any]] = []
-    steps: list[dict[str, Any]] = []
-    for one in shown:
-        curve = one.profile
-        for step, (sigma, rate, lo, hi) in enumerate(
-            zip(curve.production.sigma, curve.production.rate, curve.production_lo.rate, curve.production_hi.rate, strict=True)
-        ):
-            if math.isfinite(sigma) and math.isfinite(rate):
-                at = {
-                    "sigma": float(sigma),
-                    "log-SNR": -2 * math.log(sigma),
-                    "per log-SNR": float(rate) / 2,
-                    "partition": one.partition.name,
-                }
-                rows.append({**at, "production": float(rate), "lo": _finite(lo), "hi": _finite(hi)})
-            steps.append({"step": step + 0.5, "lost": float(curve.production.per_step[step]), "partition": one.partition.name})
+    rows = [row for one in shown for row in _lost(one)]
+    by_sigma = [row for row in rows if "sigma" in row]
     caption = (
         "Where the class is decided: the slope of the smoothed entropy on the clock ln sigma. The peak lies elsewhere on another clock, "
         "which is why the next charts show two more."
     )
+    series, noise = _PARTITION, Axis("log-SNR", "log-SNR")
     title = "Where it is decided"
-    yield Chart("production", title, caption, "line", tuple(rows), _SIGMA, _RATE, lo="lo", hi="hi", series=_PARTITION, guide="zero")
+    yield Chart("production", title, caption, "line", tuple(by_sigma), _SIGMA, _RATE, lo="lo", hi="hi", series=series, guide="zero")
+    title, caption = "The same, by log-SNR", "ln(signal/noise)² = -2 ln sigma, from noise to data."
+    rate = Axis("snr rate", "nats per unit of log-SNR")
     yield Chart(
-        "production_snr",
-        "The same, by log-SNR",
-        "ln(signal/noise)² = -2 ln sigma, from noise to data.",
-        "line",
-        tuple(rows),
-        Axis("log-SNR", "log-SNR"),
-        Axis("per log-SNR", "nats per unit of log-SNR"),
-        series=_PARTITION,
-        guide="zero",
+        "production_snr", title, caption, "line", tuple(by_sigma), noise, rate, lo="snr lo", hi="snr hi", series=series, guide="zero"
     )
-    yield Chart(
-        "production_step",
-        "The same, by step",
-        "Nats that each step of this sampler decides: what its steps are spent on.",
-        "line",
-        tuple(steps),
-        Axis("step", "step"),
-        Axis("lost", "nats per step"),
-        series=_PARTITION,
-        guide="zero",
-    )
+    title, caption = "The same, by step", "Nats that each step of this sampler decides: what its steps are spent on."
+    step, lost = Axis("step", "step"), Axis("lost", "nats per step")
+    yield Chart("production_step", title, caption, "line", tuple(rows), step, lost, lo="lost lo", hi="lost hi", series=series, guide="zero")
+
+
+def _lost(one: Contest) -> Iterator[dict[str, Any]]:
+    """What each step decides, on the three clocks; a step from sigma infinite has a place on one of them only."""
+    rate, low, high = one.profile.production, one.profile.production_lo, one.profile.production_hi
+    for step in range(len(rate.per_step)):
+        row = {"partition": one.partition.name, "step": step + 0.5, "lost": float(rate.per_step[step])}
+        row |= {"lost lo": _finite(low.per_step[step]), "lost hi": _finite(high.per_step[step])}
+        if math.isfinite(rate.rate[step]):
+            here, lo, hi = float(rate.rate[step]), _finite(low.rate[step]), _finite(high.rate[step])
+            sigma = float(rate.sigma[step])
+            row |= {"sigma": sigma, "production": here, "lo": lo, "hi": hi, "log-SNR": -2 * math.log(sigma), "snr rate": here / 2}
+            row |= {"snr lo": None if lo is None else lo / 2, "snr hi": None if hi is None else hi / 2}
+        yield row
 
 
 def marked(chart: Chart, best: Sequence[Mapping[str, Any]]) -> Chart:
@@ -128,7 +115,7 @@ def marked(chart: Chart, best: Sequence[Mapping[str, Any]]) -> Chart:
         for place, mark in enumerate(drawn)
         for end in (max(mark["lo"], min(sigmas)), max(sigmas) if mark["hi"] is None else min(mark["hi"], max(sigmas)))
     ]
-    caption = f"{chart.caption} Dashed lines below zero: where guidance is best by each objective of the sweep."
+    caption = f"{chart.caption} Dashed lines below zero: where guidance scored best by each objective, told apart from the rest or not."
     return replace(chart, caption=caption, curves=tuple(curves))
 
 
@@ -161,28 +148,35 @@ def _forms(shown: Sequence[Contest]) -> Chart:
 
 def _guided(found: Sequence[Contest]) -> Iterator[Chart]:
     """Entropy of guided trajectories, and their production less the unguided one, by partition."""
-    pushed = [one for one in found if one.push is not None][: 3 * _SHOWN]
-    if not pushed:
+    shown = list(pushed(found))[: 3 * _SHOWN]
+    if not shown:
         return
-    names = {one.partition.name for one in pushed}
-    plain = {one.partition.name: one for one in found if one.push is None and one.partition.name in names}
-    curves, moved = [], []
-    for one in [*plain.values(), *pushed]:
-        told = {"partition": one.partition.name, "guidance": "none" if one.push is None else str(one.push)}
-        for sigma, value in zip(one.profile.sigma, one.profile.entropy, strict=True):
-            if math.isfinite(sigma):
-                curves.append({"sigma": float(sigma), "entropy": float(value), **told})
-        base = plain.get(one.partition.name)
-        if one.push is None or base is None:
-            continue
-        for sigma, rate, before in zip(
-            one.profile.production.sigma, one.profile.production.rate, base.profile.production.rate, strict=True
-        ):
-            if math.isfinite(rate) and math.isfinite(before):
-                moved.append({"sigma": float(sigma), "production": float(rate - before), **told})
+    plain = {before.partition.name: before for before, _ in shown}
+    curves = [row for one in (*plain.values(), *(after for _, after in shown)) for row in _crossed(one)]
+    moved = [row for before, after in shown for row in _moved(before, after)]
     series, facet = Axis("guidance", "guidance"), _PARTITION
     caption = "Guided trajectories, unguided likelihoods: the cross entropy E[-log p(class | path)] that the model itself sees in them."
     yield Chart("guided", "Under guidance", caption, "line", tuple(curves), _SIGMA, _ENTROPY, series=series, facet=facet)
-    caption = "Production under guidance less that without: above zero guidance decides more at this level than the model would alone."
-    title = "What guidance moves"
-    yield Chart("redistribution", title, caption, "line", tuple(moved), _SIGMA, _RATE, series=series, facet=facet, guide="zero")
+    caption = (
+        "Production under guidance less that without, seed by seed, both in the label form: above zero guidance decides more at this level "
+        "than the model would alone."
+    )
+    title, rows = "What guidance moves", tuple(moved)
+    yield Chart("redistribution", title, caption, "line", rows, _SIGMA, _RATE, lo="lo", hi="hi", series=series, facet=facet, guide="zero")
+
+
+def _crossed(one: Contest) -> Iterator[dict[str, Any]]:
+    told = {"partition": one.partition.name, "guidance": "none" if one.push is None else str(one.push)}
+    for sigma, value in zip(one.sigma, one.label.mean(0), strict=True):
+        if math.isfinite(sigma):
+            yield {"sigma": float(sigma), "entropy": float(value), **told}
+
+
+def _moved(before: Contest, after: Contest) -> Iterator[dict[str, Any]]:
+    change = redistribution(before, after, after.level)
+    if change is None:
+        return
+    told, rate = {"partition": after.partition.name, "guidance": str(after.push)}, change.production
+    for sigma, here, lo, hi in zip(rate.sigma, rate.rate, change.production_lo.rate, change.production_hi.rate, strict=True):
+        if math.isfinite(here):
+            yield {"sigma": float(sigma), "production": float(here), "lo": _finite(lo), "hi": _finite(hi), **told}

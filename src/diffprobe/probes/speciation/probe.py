@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -39,15 +40,15 @@ class Speciation:
     more, which cost no new trajectories where their conditions are drawn together already. `samples`: trajectories a condition, the
     same seeds for all: the first of `seeds`, or 0, 1, 2, ... `pushes`: guidance to try on the sampled trajectories, away from
     `negative_prompt`. `sweep`: scales and intervals of guidance to draw images with, and to judge them by. `eta` can only be 1.
-    `keep_images`: of how many seeds the report shows `snapshots` levels.
+    `keep_images`: of how many seeds the report shows `snapshots` levels, or those nearest to `snapshot_sigmas`.
     """
 
     name: ClassVar[str] = "speciation"
     question: ClassVar[str] = "At which noise level does a sample decide what it is, and where should guidance act?"
     rows: ClassVar[str] = "Paths"
-    aligned: ClassVar[tuple[str, ...]] = ("prompt", "seed", "against", "guidance")
+    aligned: ClassVar[tuple[str, ...]] = ("seed", "prompt", "guidance", "group")
     free: ClassVar[frozenset[str]] = frozenset(
-        {"base", "variants", "partitions", "samples", "seeds", "sweep", "keep_images", "snapshots", "level"}
+        {"base", "variants", "partitions", "samples", "seeds", "sweep", "keep_images", "snapshots", "snapshot_sigmas", "level"}
     )
     cites: ClassVar[tuple[str, ...]] = (
         "The Entropic Signature of Class Speciation in Diffusion Models, 2026. https://arxiv.org/abs/2602.09651",
@@ -82,6 +83,7 @@ class Speciation:
     eta: float = 1.0
     keep_images: int = 2
     snapshots: int = 8
+    snapshot_sigmas: tuple[float, ...] = ()
     level: float = 0.95
 
     def __post_init__(self) -> None:
@@ -96,10 +98,12 @@ class Speciation:
             raise UserError(f"{self.samples} samples need as many different seeds, each once: {len(set(self.seeds))} are given")
         if self.num_inference_steps < 2:
             raise UserError("num_inference_steps must be at least 2 (50 are usual): the first step begins in pure noise")
-        if self.keep_images < 0 or (self.keep_images and self.snapshots < 1):
-            raise UserError("keep_images is 0 or more, and snapshots at least 1")
+        if self.keep_images < 0 or (self.keep_images and self.snapshots < 2) or any(not sigma > 0 for sigma in self.snapshot_sigmas):
+            raise UserError("keep_images is 0 or more, snapshots at least 2, and snapshot_sigmas above 0")
         if not 0 < self.level < 1:
             raise UserError("level must lie between 0 and 1 (0.95 is usual)")
+        if len(set(self.pushes)) < len(self.pushes):
+            raise UserError("a push comes twice: name each once")
         names = [partition.name for partition in self.asked]
         twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
         if twice is not None:
@@ -135,6 +139,8 @@ class Speciation:
         assert model.condition is not None
         for partition in self.asked:
             model.condition(partition.conditions)
+        if self.pushes:
+            model.condition([self.negative_prompt])
         if self.sweep is not None:
             self.sweep.check(model)
 
@@ -142,14 +148,15 @@ class Speciation:
         """The unguided trajectories of every condition, then those of each push, then the pictures, then the sweep's images."""
         seeds = (self.seeds or tuple(range(self.samples)))[: self.samples]
         for push in (None, *self.pushes):
-            for conditions in drawn(self.asked, push, self.negative_prompt, _TOGETHER):
+            negative, groups = self.negative_prompt if push is not None else "", Counter[str]()
+            for conditions in drawn(self.asked, push, negative, _TOGETHER):
                 for begin in range(0, len(seeds), _CHUNK):
                     chunk = seeds[begin : begin + _CHUNK]
-                    negative = self.negative_prompt if push is not None else ""
-                    yield Paths(conditions, chunk, self.num_inference_steps, push, negative)
+                    yield Paths(conditions, chunk, self.num_inference_steps, push, negative, groups[conditions[0]])
+                groups[conditions[0]] += 1
         if self.keep_images:
             for prompt in dict.fromkeys(prompt for partition in self.asked for prompt in partition.conditions):
-                yield Snapshots(prompt, seeds[: self.keep_images], self.num_inference_steps, self.snapshots)
+                yield Snapshots(prompt, seeds[: self.keep_images], self.num_inference_steps, self.snapshots, self.snapshot_sigmas)
         if self.sweep is not None:
             yield from self.sweep.cells()
 

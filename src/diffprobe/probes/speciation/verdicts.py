@@ -5,13 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from diffprobe.measures.stats import Estimate
 from diffprobe.probes.speciation.contests import Contest
 
 _SURE = 0.05
 _FAITHFUL = 0.75  # share of the seeds whose images the words tell apart: half would by luck
-#: Nats by which too few steps may move an entropy before the result is called too coarse: 3 % of ln 2.
-COARSE = 0.02
+#: By how much of its prior too few steps may move an entropy, and how much of it one step may decide, before they are called too few.
+COARSE, LARGEST = 0.03, 0.25
+#: Partitions of which all pairs are tested: a thousand classes have half a million.
+MOST_PAIRED = 20
+#: Nats that the noisiest level may hold before it is told.
+_HELD = 0.02
+#: A condition that is rarer than one in so many is taken for none that the unconditional model holds.
+RAREST = 10_000
 
 
 def sentences(found: Sequence[Contest], estimates: Sequence[Estimate]) -> Iterator[str]:
@@ -19,10 +27,11 @@ def sentences(found: Sequence[Contest], estimates: Sequence[Estimate]) -> Iterat
     plain = [one for one in found if one.push is None]
     yield from _levels(plain, estimates)
     yield from _order(estimates)
-    yield from _windows(plain, estimates)
+    yield from _windows(plain)
     yield from _same(plain)
     yield from _steps(estimates)
     yield from _start(estimates)
+    yield from _proxy(estimates)
     yield from _calibration(estimates)
     yield from _adherence(estimates)
     yield from _guided(estimates)
@@ -35,15 +44,21 @@ def _levels(plain: Sequence[Contest], estimates: Sequence[Estimate]) -> Iterator
         told = [f"“{e.facets['partition']}” at sigma {e.value:.3g}{_between(e)}" for e in committed[:6]]
         more = f" and {len(committed) - 6} more below" if len(committed) > 6 else ""
         yield f"Half decided, from noise to data: {'; '.join(told)}{more} ({committed[0].n} trajectories a condition)."
-    never = [one.partition.name for one in plain if math.isnan(one.profile.commitment.value) and not one.same]
+    for one in plain:
+        if math.isnan(one.profile.commitment.value) and not one.same and (one.profile.entropy < one.partition.entropy / 2).any():
+            yield f"Half of “{one.partition.name}” is decided within the first step, from sigma infinite: more steps would tell where."
+    never = [one for one in plain if (one.profile.entropy >= one.partition.entropy / 2).all() and not one.same]
     if never:
-        names = ", ".join(f"“{name}”" for name in never[:6])
+        names = ", ".join(f"“{one.partition.name}”" for one in never[:6])
         yield f"Never half decided: {names}: the sides overlap, or the model does not tell them apart."
 
 
 def _order(estimates: Sequence[Estimate]) -> Iterator[str]:
     ratios = [e for e in estimates if e.quantity == "commitment_ratio" and e.value is not None]
     if not ratios:
+        levels = len(_unguided(estimates, "commitment"))
+        if levels > MOST_PAIRED:
+            yield f"The order of {levels} partitions is not tested in pairs, which are done for up to {MOST_PAIRED}."
         return
     sure = [e for e in ratios if float(e.facets["p_adjusted"]) < _SURE]
     yield (
@@ -56,13 +71,15 @@ def _order(estimates: Sequence[Estimate]) -> Iterator[str]:
         yield f"Not told apart: {told}."
 
 
-def _windows(plain: Sequence[Contest], estimates: Sequence[Estimate]) -> Iterator[str]:
-    ends = {quantity: [e.value for e in _unguided(estimates, quantity) if e.value is not None] for quantity in ("window_lo", "window_hi")}
-    if ends["window_lo"] and ends["window_hi"]:
-        lo, hi = min(ends["window_lo"]), max(ends["window_hi"])
-        which = "" if len(plain) == 1 else ", from the lowest end of a window to the highest"
+def _windows(plain: Sequence[Contest]) -> Iterator[str]:
+    windows = [one.profile.window for one in plain if not all(math.isnan(end.value) for end in one.profile.window)]
+    if windows:
+        lo = min(np.nan_to_num(low.value) for low, _ in windows)
+        hi = max(np.nan_to_num(high.value, nan=math.inf) for _, high in windows)
+        reach = f"sigma {lo:.3g} to {hi:.3g}" if math.isfinite(hi) else f"sigma above {lo:.3g}"
+        which = "" if len(windows) == 1 else ", from the lowest end of a window to the highest"
         yield (
-            f"Guidance would act on sigma {lo:.3g} to {hi:.3g}, where entropy is lost at more than half its fastest rate{which}; "
+            f"Guidance would act on {reach}, where entropy is lost at more than half its fastest rate{which}; "
             "whether that serves the images has to be measured."
         )
 
@@ -77,20 +94,22 @@ def _same(plain: Sequence[Contest]) -> Iterator[str]:
 
 
 def _steps(estimates: Sequence[Estimate]) -> Iterator[str]:
-    needed = {str(e.facets["partition"]): e.value for e in estimates if e.quantity == "steps_needed"}
-    for e in estimates:
-        name = str(e.facets.get("partition"))
-        if e.quantity == "step_bias" and e.value is not None and abs(e.value) > COARSE:
-            steps = needed.get(name)
-            remedy = f"; about {steps:.0f} would do" if steps is not None else ""
-            yield (
-                f"The steps are too few for “{name}”: they move its entropy by up to {e.value:+.2g} nats, by the law that holds in "
-                f"exact worlds{remedy}."
-            )
+    limits = {"step_bias": COARSE, "largest_step": LARGEST}
+    short = {
+        str(e.facets["partition"]) for e in estimates if e.quantity in limits and e.value is not None and abs(e.value) > limits[e.quantity]
+    }
+    needed = [e for e in estimates if e.quantity == "steps_needed" and e.facets["partition"] in short and e.value is not None]
+    if needed:
+        most = max(needed, key=lambda e: e.value or 0.0)
+        others = f" and {len(needed) - 1} more" if len(needed) > 1 else ""
+        yield (
+            f"The steps are too few for “{most.facets['partition']}”{others}: they move its entropy by more than {COARSE:.0%} of its "
+            f"prior, by the law of exact worlds, or one of them decides more than {LARGEST:.0%} of it; about {most.value:.0f} would do."
+        )
 
 
 def _start(estimates: Sequence[Estimate]) -> Iterator[str]:
-    early = [e for e in estimates if e.quantity == "start_bias" and e.value is not None and abs(e.value) > COARSE]
+    early = [e for e in estimates if e.quantity == "start_bias" and e.value is not None and abs(e.value) > _HELD]
     if early:
         worst = max(early, key=lambda e: abs(e.value or 0.0))
         others = f" and {len(early) - 1} more" if len(early) > 1 else ""
@@ -100,14 +119,26 @@ def _start(estimates: Sequence[Estimate]) -> Iterator[str]:
         )
 
 
+def _proxy(estimates: Sequence[Estimate]) -> Iterator[str]:
+    beyond = [e for e in estimates if e.quantity == "proxy_log_odds" and "sigma" in e.facets and e.value is not None]
+    if beyond:
+        worst = max(beyond, key=lambda e: e.value or 0.0)
+        others = f" and {len(beyond) - 1} more" if len(beyond) > 1 else ""
+        yield (
+            f"The unconditional model does not hold “{worst.facets['partition']}”{others} as a part: to it, these trajectories end "
+            f"e^{worst.value:.0f} times less likely, and one part in {RAREST:,} would be e^{math.log(RAREST):.1f} times. Below sigma "
+            f"{max(float(e.facets['sigma']) for e in beyond):.3g} the curve is about two networks that differ."
+        )
+
+
 def _calibration(estimates: Sequence[Estimate]) -> Iterator[str]:
-    tested = [e for e in estimates if e.quantity == "calibration" and e.lo is not None and e.hi is not None]
-    off = [e for e in tested if e.lo is not None and e.hi is not None and not e.lo <= 0 <= e.hi]
-    if len(off) > max(1, len(tested) // 10):  # one in twenty misses by luck
+    tested = [e for e in estimates if e.quantity == "calibration" and e.value is not None]
+    off = [e for e in tested if not e.facets["calibrated"]]
+    if off:
         worst = max(off, key=lambda e: abs(e.value or 0.0))
         yield (
             f"The two forms of the entropy differ for {len(off)} of {len(tested)} partitions, most for “{worst.facets['partition']}” "
-            f"({worst.value:+.2g} nats{_between(worst)}): the posterior is not calibrated, so trust neither."
+            f"({worst.value:+.2g} nats{_between(worst)}): either luck, or the network does not give one answer to one question."
         )
 
 
@@ -121,11 +152,21 @@ def _adherence(estimates: Sequence[Estimate]) -> Iterator[str]:
 
 
 def _guided(estimates: Sequence[Estimate]) -> Iterator[str]:
+    shifts: dict[str, list[Estimate]] = {}
     for e in estimates:
         if e.quantity == "commitment_shift" and e.value is not None:
-            way = "raises" if e.value > 1 else "lowers"
-            times = f"{e.value if e.value > 1 else 1 / e.value:.3g} times"
-            yield f"Guidance ({e.facets['guidance']}) {way} the sigma at which “{e.facets['partition']}” is half decided {times}{_span(e)}."
+            shifts.setdefault(str(e.facets["guidance"]), []).append(e)
+    for guidance, found in shifts.items():
+        sure = sorted((e for e in found if float(e.facets["p_adjusted"]) < _SURE), key=lambda e: e.value or 0.0)
+        if not sure:
+            yield f"Guidance ({guidance}) moves no level at which half is decided, as far as these trajectories tell."
+            continue
+        ends = sure[:1] if len(sure) == 1 else (sure[0], sure[-1])
+        told = [f"{e.value:.3g} times for “{e.facets['partition']}”{_between(e)}" for e in ends]
+        yield (
+            f"Guidance ({guidance}) moves the sigma at which half is decided for {len(sure)} of {len(found)} partitions, "
+            f"by {' to '.join(told)}; above 1 is earlier."
+        )
 
 
 def _uncounted(estimates: Sequence[Estimate]) -> Iterator[str]:
@@ -136,14 +177,6 @@ def _uncounted(estimates: Sequence[Estimate]) -> Iterator[str]:
 
 def _unguided(estimates: Sequence[Estimate], quantity: str) -> list[Estimate]:
     return [e for e in estimates if e.quantity == quantity and "guidance" not in e.facets]
-
-
-def _span(e: Estimate) -> str:
-    """The interval of a ratio, the way up that is told."""
-    if e.lo is None or e.hi is None or e.value is None:
-        return ""
-    ends = (e.lo, e.hi) if e.value > 1 else (1 / e.hi, 1 / e.lo)
-    return f" ({ends[0]:.3g} to {ends[1]:.3g})"
 
 
 def _between(e: Estimate) -> str:
