@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from diffprobe.adapters.edm2_network import Edm2Config
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
@@ -265,6 +267,24 @@ def network(arguments: dict[str, Any], arrays: Arrays, source: str = "", kind: s
     return root
 
 
+def config(tiny: Tiny) -> Edm2Config:
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in tiny.arguments.items()}
+    return Edm2Config(**{key: value for key, value in given.items() if key not in {"use_fp16", "dropout"}})
+
+
+def asked(tiny: Tiny, count: int = 3, seed: int = 5) -> tuple[Tensor, Tensor, Tensor | None]:
+    """x at levels from low to high, and labels one-hot but for the last, which are zeros."""
+    draws = np.random.default_rng(seed)
+    sigma = np.geomspace(0.01, 30, count)
+    x = draws.standard_normal((count, tiny.channels, tiny.side, tiny.side)) * np.sqrt(sigma**2 + 0.25)[:, None, None, None]
+    labels = np.eye(max(tiny.classes, 1))[np.arange(count) % max(tiny.classes, 1)] * (np.arange(count) < count - 1)[:, None]
+    return torch.tensor(x), torch.tensor(sigma), torch.tensor(labels) if tiny.classes else None
+
+
+def expected(tiny: Tiny, arrays: Arrays, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+    return torch.tensor(reference(tiny, arrays, x.double().numpy(), sigma.double().numpy(), None if labels is None else labels.numpy()))
+
+
 def save(path: Path, content: object, protocol: int = 4) -> Path:
     """Pickle stand-ins under NVIDIA's names, from modules that are gone when they are read."""
     with _pretended(), path.open("wb") as file:
@@ -278,9 +298,14 @@ def save_published(path: Path, tiny: Tiny, arrays: Arrays, source: str = "raise 
     return save(path, EasyDict(ema=network(tiny.arguments, arrays, source), **beside))
 
 
-def halved(arrays: Arrays) -> Arrays:
-    """Arrays as float16 keeps them."""
-    return {name: np.asarray(value, np.float16).astype(np.float64) for name, value in arrays.items()}
+def halved(arrays: Arrays, *, gains: bool = True) -> Arrays:
+    """Arrays as float16 keeps them; gains as the published network has them act, which divides them by sqrt(fan-in) in float16 first."""
+    kept = {name: np.asarray(value, np.float16).astype(np.float64) for name, value in arrays.items()}
+    for name in [name for name in kept if name.endswith("gain") and gains]:
+        weight = kept["unet.out_conv.weight" if name == "unet.out_gain" else name.replace("emb_gain", "emb_linear.weight")]
+        root = np.sqrt(np.prod(weight.shape[1:]))
+        kept[name] = np.float64(np.float16(np.float32(kept[name]) / np.float32(root))) * root
+    return kept
 
 
 @contextmanager

@@ -16,9 +16,13 @@ from diffusers import (
     EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
     UNet2DConditionModel,
+    UniPCMultistepScheduler,
 )
 from torch import Tensor
 
@@ -258,3 +262,49 @@ def test_the_clock_of_a_network_tells_the_noise() -> None:
         expected = sigmas / (1 - sigmas) if isinstance(path, RectifiedFlow) else sigmas
         assert ratios == pytest.approx(expected.tolist(), rel=1e-4)
         assert shown_ratio(scheduler, path, scheduler.timesteps[1].expand(4)) == ratios[1], "a time a sample"
+
+
+@pytest.mark.parametrize("steps", [10, 30, 50])
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
+        (DPMSolverMultistepScheduler, {"use_lu_lambdas": True}),
+        (DPMSolverMultistepScheduler, {"use_exponential_sigmas": True}),
+        (DPMSolverMultistepScheduler, {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}),
+        (UniPCMultistepScheduler, {"use_karras_sigmas": True}),
+        (EulerDiscreteScheduler, {"use_karras_sigmas": True}),
+        (HeunDiscreteScheduler, {"use_karras_sigmas": True}),
+        (KDPM2DiscreteScheduler, {"use_karras_sigmas": True}),
+        (KDPM2DiscreteScheduler, {}),
+        (KDPM2AncestralDiscreteScheduler, {"use_karras_sigmas": True}),
+        (LMSDiscreteScheduler, {"use_karras_sigmas": True}),
+        (DDIMScheduler, {"clip_sample": False}),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "-".join(value),
+)
+@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")
+def test_every_level_of_a_whole_run_is_the_solvers_own(kind: Any, settings: dict[str, Any], steps: int) -> None:
+    """Where x is 0 and the network says 1, a solver takes x0 to be -sigma/alpha, or -t on a flow, at the level that it counts with."""
+    scheduler = kind(**BETAS, **settings)
+    scheduler.set_timesteps(steps)
+    path, x, shown, own = path_of(scheduler), torch.zeros(1, 4, 2, 2, dtype=torch.float64), [], []
+    for t in scheduler.timesteps:
+        scheduler.scale_model_input(x, t)
+        shown.append(shown_ratio(scheduler, path, t))
+        step = scheduler.step(torch.ones_like(x), t, x)
+        x0 = scheduler.model_outputs[-1] if hasattr(scheduler, "model_outputs") else step.pred_original_sample
+        own.append(-float(x0.flatten()[0]))
+    expected = [level / (1 - level) for level in own] if isinstance(path, RectifiedFlow) else own
+    assert shown == pytest.approx(expected, rel=1e-3)
+    assert len(shown) >= steps
+
+
+@pytest.mark.parametrize("first", [0, 47, 48])
+def test_a_run_from_a_later_level_is_read_from_there(first: int) -> None:
+    """As an edit sets it. Levels 47 and 48 show the network the same whole time."""
+    scheduler = DPMSolverMultistepScheduler(**BETAS, use_karras_sigmas=True)
+    scheduler.set_timesteps(50)
+    assert scheduler.timesteps[47] == scheduler.timesteps[48]
+    scheduler.set_begin_index(first)
+    assert shown_ratio(scheduler, path_of(scheduler), scheduler.timesteps[first]) == float(scheduler.sigmas[first])

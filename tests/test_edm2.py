@@ -1,184 +1,26 @@
-"""EDM2's network against the paper's formulas in numpy, its published layout and sizes, and published files as models."""
+"""Published files of EDM2 as models: what they compute, their conditions, companions and codecs, and what is refused."""
 
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffprobe.adapters.edm2 import read_published
-from diffprobe.adapters.edm2_codec import LatentCodec, PixelCodec
+from diffprobe.adapters.edm2_codec import LatentCodec, LatentScale, PixelCodec
 from diffprobe.adapters.edm2_denoiser import Edm2Denoiser
-from diffprobe.adapters.edm2_layers import Block, Fourier, Weighted, blend, join, normalise, silu
-from diffprobe.adapters.edm2_network import SIZES, Edm2, Edm2Config, decoder, encoder, preset, untrained
 from diffprobe.adapters.load import load
 from diffprobe.errors import UserError
 from diffprobe.model import Model
 from diffprobe.paths import VarianceExploding
 from diffprobe.sampling import Sampler, final, start, trajectory
-from tests.edm2_files import Arrays, Tiny, halved, layout, network, random_arrays, reference, save, save_published
-
-TINIES = {
-    "conditional": Tiny(),
-    "unconditional": Tiny(classes=0, channels=3, blocks=2),
-    "unbalanced": Tiny(
-        width=32, head=16, label_balance=0.2, concat_balance=0.7, res_balance=0.4, attn_balance=0.6, sigma_data=0.8, bound=1.1
-    ),
-}
-#: Millions of parameters, as the paper has them.
-MILLIONS = {"xs": 125, "s": 280, "m": 498, "l": 777, "xl": 1119, "xxl": 1523}
-
-
-def config(tiny: Tiny) -> Edm2Config:
-    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in tiny.arguments.items()}
-    return Edm2Config(**{key: value for key, value in given.items() if key not in {"use_fp16", "dropout"}})
-
-
-def filled(tiny: Tiny, arrays: Arrays) -> Edm2:
-    built = Edm2(config(tiny))
-    built.load_state_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in arrays.items()})
-    return built.requires_grad_(False)
-
-
-def asked(tiny: Tiny, count: int = 3, seed: int = 5) -> tuple[Tensor, Tensor, Tensor | None]:
-    """x at levels from low to high, and labels one-hot but for the last, which are zeros."""
-    draws = np.random.default_rng(seed)
-    sigma = np.geomspace(0.01, 30, count)
-    x = draws.standard_normal((count, tiny.channels, tiny.side, tiny.side)) * np.sqrt(sigma**2 + 0.25)[:, None, None, None]
-    labels = np.eye(max(tiny.classes, 1))[np.arange(count) % max(tiny.classes, 1)] * (np.arange(count) < count - 1)[:, None]
-    return torch.tensor(x), torch.tensor(sigma), torch.tensor(labels) if tiny.classes else None
-
-
-def expected(tiny: Tiny, arrays: Arrays, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-    return torch.tensor(reference(tiny, arrays, x.double().numpy(), sigma.double().numpy(), None if labels is None else labels.numpy()))
-
-
-@pytest.mark.parametrize("name", TINIES)
-def test_it_is_the_network_of_the_paper(name: str) -> None:
-    """The same tensors in, the same numbers out: 1e-4 in float32 (rounding alone), 1e-11 in float64 (nothing hides in the rounding)."""
-    tiny = TINIES[name]
-    arrays = random_arrays(tiny)
-    x, sigma, labels = asked(tiny)
-    truth, ours = expected(tiny, arrays, x, sigma, labels), filled(tiny, arrays)
-    single = None if labels is None else labels.float()
-    assert (ours(x.float(), sigma.float(), single) - truth).abs().max() < 1e-4
-    assert (truth - x / (1 + (sigma / tiny.sigma_data)[:, None, None, None] ** 2)).abs().max() > 0.05, "the network's own part is seen"
-    double = Edm2(config(tiny)).double()
-    double.load_state_dict({key: torch.tensor(value) for key, value in arrays.items()})
-    assert (double(x, sigma, labels) - truth).abs().max() < 1e-11
-
-
-@pytest.mark.parametrize("name", TINIES)
-def test_settled_weights_change_nothing_beyond_rounding(name: str) -> None:
-    tiny = TINIES[name]
-    x, sigma, labels = (None if part is None else part.float() for part in asked(tiny))
-    ours = filled(tiny, random_arrays(tiny))
-    before = ours(x, sigma, labels)
-    after = ours.settle()(x, sigma, labels)
-    assert (after - before).abs().max() < 1e-5
-    assert torch.equal(ours.settle()(x, sigma, labels), after), "a second time does nothing"
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
-def test_half_precision_is_near_and_gives_float32(dtype: torch.dtype, tolerance: float) -> None:
-    tiny = TINIES["conditional"]
-    x, sigma, labels = asked(tiny)
-    arrays = random_arrays(tiny)
-    given = filled(tiny, arrays).settle(dtype)(x.float(), sigma.float(), None if labels is None else labels.float())
-    truth = expected(tiny, arrays, x, sigma, labels)
-    assert given.dtype == torch.float32
-    assert 1e-6 < ((given - truth).square().mean() / truth.square().mean()).sqrt() < tolerance
-
-
-def test_without_gain_the_output_is_the_skip_alone() -> None:
-    """out_gain 0, as training begins: D(x; sigma) = x sigma_data^2/(sigma^2 + sigma_data^2)."""
-    tiny = TINIES["conditional"]
-    x, sigma, labels = asked(tiny)
-    found = filled(tiny, random_arrays(tiny) | {"unet.out_gain": np.array(0.0)})(
-        x.float(), sigma.float(), None if labels is None else labels.float()
-    )
-    torch.testing.assert_close(found, (x * (0.25 / (sigma**2 + 0.25))[:, None, None, None]).float())
-
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("latent", [True, False])
-def test_sizes_have_the_papers_numbers_of_parameters(size: str, latent: bool) -> None:
-    with torch.device("meta"):
-        built = Edm2(preset(size, latent=latent))
-    assert round(sum(value.numel() for value in built.parameters()) / 1e6) == MILLIONS[size]
-
-
-def test_blocks_stand_in_the_published_order() -> None:
-    blocks = ["block0", "block1", "block2"]
-    first = ["64x64_conv", *(f"64x64_{name}" for name in blocks)]
-    down = [f"{side}x{side}_{name}" for side in (32, 16, 8) for name in ("down", *blocks)]
-    assert [place.name for place in encoder(preset("xs"))] == first + down
-    up = [f"{side}x{side}_{name}" for side in (8, 16, 32, 64) for name in (*(["in0", "in1"] if side == 8 else ["up"]), *blocks, "block3")]
-    assert [place.name for place in decoder(preset("xs"))] == up
-    attending = {place.name for place in (*encoder(preset("xs")), *decoder(preset("xs"))) if place.attends}
-    assert attending == {f"{side}x{side}_{name}" for side in (16, 8) for name in (*blocks, "block3")} | {"8x8_in0"}
-    into = {place.name: place.inside for place in decoder(preset("xs"))}
-    assert [into[f"8x8_block{i}"] for i in range(4)] == [1024, 1024, 1024, 512 + 384]
-    assert [into[f"16x16_block{i}"] for i in range(4)] == [512 + 384, 768, 768, 384 + 256]
-    assert [into[f"64x64_block{i}"] for i in range(4)] == [256 + 128, 256, 256, 256]
-
-
-@pytest.mark.parametrize("name", TINIES)
-def test_keys_and_shapes_are_those_of_published_files(name: str) -> None:
-    with torch.device("meta"):
-        built = Edm2(config(TINIES[name]))
-    assert {key: tuple(value.shape) for key, value in built.state_dict().items()} == layout(TINIES[name])
-
-
-def test_operations_keep_magnitudes() -> None:
-    """Their closed forms: a normal's silu by quadrature, sums and joins of independent parts, weights of unit norm, Fourier features."""
-    z = torch.linspace(-12, 12, 200_001, dtype=torch.float64)
-    density = torch.exp(-(z**2) / 2) / (2 * np.pi) ** 0.5
-    assert torch.trapezoid(silu(z).square() * density, z) == pytest.approx(1, abs=2e-3)
-    a, b = torch.eye(2, dtype=torch.float64)[:, :, None, None]  # orthogonal, so that squares add
-    assert blend(a, b, 0.3).square().sum() == pytest.approx(1)
-    assert blend(a, b, 0.3).flatten().tolist() == pytest.approx([0.7 / 0.58**0.5, 0.3 / 0.58**0.5])
-    both = join(torch.ones(1, 6, 1, 1), -torch.ones(1, 2, 1, 1), 0.5).flatten()
-    assert both.square().mean() == pytest.approx(1)
-    assert both[:6].square().sum() == pytest.approx(float(both[6:].square().sum())), "each part weighs half, whatever its width"
-    assert join(torch.ones(1, 6, 1, 1), torch.ones(1, 2, 1, 1), 0.0).flatten()[6:].abs().max() == 0
-    assert normalise(torch.full((1, 4, 2), 3.0), (1,)).flatten().tolist() == pytest.approx([3 / 3.0001] * 8)
-    layer = Weighted(5, 3, 3)
-    nn.init.normal_(layer.weight, std=4, generator=torch.Generator().manual_seed(0))
-    assert layer.effective().flatten(1).norm(dim=1).tolist() == pytest.approx([1] * 3, rel=1e-4)
-    features = Fourier(4)
-    features.freqs, features.phases = torch.tensor([0.0, 0.0, 1.0, 2.0]), torch.tensor([0.0, np.pi / 2, 0.0, 0.0])
-    assert features(torch.tensor([np.pi])).flatten().tolist() == pytest.approx([2**0.5, 0, -(2**0.5), 2**0.5], abs=1e-6)
-
-
-def test_activations_keep_their_magnitude_through_the_network() -> None:
-    """Unit variance in, about unit variance out of every block of an untrained network (section 2.2), whatever the weights' own size.
-
-    Attention falls short of it on noise, where it averages what is unrelated; borders do a little, since they are padded with zeros.
-    """
-    small = Edm2Config(32, 4, 10, 64, (1, 2), num_blocks=3, attn_resolutions=(16,), channels_per_head=32)
-    state = untrained(small, seed=1, gain=0.0)
-    seen: dict[str, float] = {}
-
-    def watch(built: Edm2) -> None:
-        for name, layer in built.unet.named_modules():
-            if isinstance(layer, Block) or name in {"emb_noise", "emb_label", "out_conv"} or name.endswith("_conv"):
-                layer.register_forward_hook(lambda _, __, out, name=name: seen.update({name: float(out.square().mean().sqrt())}))
-
-    for scale in (1.0, 30.0):
-        built = Edm2(small)
-        built.load_state_dict({name: value * (scale if value.ndim > 1 else 1) for name, value in state.items()})
-        watch(built.requires_grad_(False))
-        draws = torch.Generator().manual_seed(2)
-        classes = nn.functional.one_hot(torch.arange(4), 10).float()
-        built.unet(torch.randn(4, 4, 32, 32, generator=draws), torch.randn(4, generator=draws), classes)
-        assert len(seen) == 4 + len(encoder(small)) - 1 + len(decoder(small))
-        assert all(0.75 < value < 1.1 for value in seen.values()), seen
+from tests.edm2_files import Tiny, asked, config, expected, halved, network, random_arrays, save, save_published
 
 
 @pytest.fixture(scope="module")
@@ -326,15 +168,15 @@ def test_pixels_are_their_own_codec(files: dict[str, Path]) -> None:
 
 
 def test_latents_have_the_scale_of_training(files: dict[str, Path], pipelines: Callable[[str], Path]) -> None:
-    """(mean - raw mean)/raw std/2 for each channel; decoding undoes it."""
+    """(mean - raw mean)/raw std/2 for each channel, of images from 0 to 1; decoding undoes it."""
     folder = pipelines("sd") / "vae"
     model = load(f"edm2:{files['cond']},uncond={files['uncond']},vae={folder}", device="cpu")
     assert isinstance(model.codec, LatentCodec)
     assert model.identity["vae_source"] == str(folder)
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        raw = model.codec.vae.encode(images * 2 - 1).latent_dist.mean
-        plain = model.codec.vae.decode(raw).sample / 2 + 0.5
+        raw = model.codec.vae.encode(images).latent_dist.mean
+        plain = model.codec.vae.decode(raw).sample
         latents = model.codec.encode(images)
         decoded = model.codec.decode(latents)
     for channel, (mean, std) in enumerate(zip((5.81, 3.25, 0.12, -2.15), (4.17, 4.62, 3.71, 3.28), strict=True)):
@@ -342,13 +184,44 @@ def test_latents_have_the_scale_of_training(files: dict[str, Path], pipelines: C
     torch.testing.assert_close(decoded, plain, atol=1e-5, rtol=1e-5)
 
 
+class Identity:
+    """An autoencoder of four channels that changes nothing."""
+
+    def encode(self, images: Tensor) -> Any:
+        return SimpleNamespace(latent_dist=SimpleNamespace(mean=images))
+
+    def decode(self, latents: Tensor) -> Any:
+        return SimpleNamespace(sample=latents)
+
+
+def test_the_autoencoder_is_shown_pixels_from_0_to_1() -> None:
+    """By an identity in its place: latents are pixels on the scale of the moments, and pictures beyond 0 and 1 are not cut off."""
+    codec = LatentCodec(Identity(), torch.device("cpu"))
+    images = torch.tensor([0.25, 0.0, 1.0, -0.5]).reshape(1, 4, 1, 1)
+    raw = [
+        (value - mean) / std / 2
+        for value, mean, std in zip((0.25, 0, 1, -0.5), (5.81, 3.25, 0.12, -2.15), (4.17, 4.62, 3.71, 3.28), strict=True)
+    ]
+    assert codec.encode(images).flatten().tolist() == pytest.approx(raw)
+    torch.testing.assert_close(codec.decode(codec.encode(images)), images, atol=1e-6, rtol=0)
+    assert codec.encode(torch.full((1, 4, 1, 1), 0.5)).dtype == torch.float32
+
+
 def test_a_files_own_scale_goes_before_the_published_one(tmp_path: Path) -> None:
     arrays = random_arrays(Tiny())
     told = save_published(tmp_path / "a.pkl", Tiny(), arrays, raw_mean=[1.0, 2.0, 3.0, 4.0], batch_size=8)
     scale = read_published(told)[2]
     assert (scale.raw_mean, scale.raw_std) == ((1.0, 2.0, 3.0, 4.0), (4.17, 4.62, 3.71, 3.28))
-    with pytest.raises(UserError, match="are no numbers"):
-        read_published(save_published(tmp_path / "b.pkl", Tiny(), arrays, raw_std="wide"))
+    wrong: dict[str, list[Any]] = {
+        "raw_std": ["wide", [1.0, 2.0, 0.0, 1.0], [1.0], float("nan")],
+        "raw_mean": [[float("nan")] * 4, [1.0, "a", 1.0, 1.0]],
+        "final_std": [0, True],
+    }
+    for name, values in wrong.items():
+        for value in values:
+            with pytest.raises(UserError, match="scales its latents by moments that are no"):
+                read_published(save_published(tmp_path / "b.pkl", Tiny(), arrays, **{name: value}))
+    assert LatentScale(final_mean=0).final_mean == 0
 
 
 @pytest.mark.parametrize("prompt", ["tiger shark", "class", "class -1", "class 5", "class 3.5", "3", "class 99999999999999999999"])
@@ -413,15 +286,43 @@ def test_files_of_other_networks_are_told_apart(tmp_path: Path) -> None:
         (network(tiny.arguments | {"img_resolution": 9}, arrays), "cannot be halved"),
         (network(tiny.arguments | {"channels_per_head": 7}, arrays), "no whole number of heads"),
         (network(tiny.arguments | {"model_channels": "many"}, arrays), "makes no network"),
+        (network(tiny.arguments | {"num_blocks": 3_000_000}, arrays), "num_blocks is no whole number from 1 to 64"),
+        (network(tiny.arguments | {"label_balance": "x"}, arrays), "label_balance is no number"),
+        (network(tiny.arguments | {"clip_act": "x"}, arrays), "clip_act is no number"),
+        (network(tiny.arguments | {"sigma_data": float("nan")}, arrays), "sigma_data is no number"),
+        (network(tiny.arguments | {"channel_mult": [1, 2.0]}, arrays), "channel_mult is no row"),
+        (network(tiny.arguments | {"channel_mult": 2}, arrays), "channel_mult is no row"),
+        (
+            network(tiny.arguments, arrays | {"unet.out_conv.weight": np.full((4, 16, 3, 3), np.nan)}),
+            "'unet.out_conv.weight' .* not finite",
+        ),
+        (network(tiny.arguments, arrays | {"unet.out_gain": np.array(np.inf)}), "'unet.out_gain' .* not finite"),
         (network(tiny.arguments, short), "lacks 'unet.out_gain'"),
         (network(tiny.arguments, arrays | {"unet.extra": np.ones(2)}), "has 'unet.extra'"),
         (network(tiny.arguments, random_arrays(replace(tiny, classes=4))), r"is \[32, 4\], not \[32, 5\]"),
     ]
     for content, told in other:
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=told) as error:
             load(f"edm2:{save(path, content)}", device="cpu")
+        assert "\n" not in str(error.value)
 
 
-def test_an_unknown_size_is_told() -> None:
-    with pytest.raises(UserError, match="did you mean 'xxl'"):
-        preset("xxxl")
+def test_gains_are_rounded_as_the_published_network_rounds_them(tmp_path: Path) -> None:
+    """It divides a gain by sqrt(fan-in) in float16, and then multiplies float32 weights by it. Here gains are where that shows most."""
+    arrays = random_arrays(Tiny(), 3) | {"unet.out_gain": np.array(1.7)}
+    model = load(f"edm2:{save_published(tmp_path / 'a.pkl', Tiny(), arrays)}", device="cpu")
+    x, sigma, _ = asked(Tiny())
+    sigma = torch.full_like(sigma, 20.0)
+    found = given(model, (x * 20).float(), sigma)
+    unrounded = expected(Tiny(), halved(arrays, gains=False), x * 20, sigma, None)
+    assert (found - expected(Tiny(), halved(arrays), x * 20, sigma, None)).abs().max() < 1e-4
+    assert (found - unrounded).abs().max() > 4e-4
+    assert isinstance(model.denoiser, Edm2Denoiser)
+    ours = float(model.denoiser.network.unet.out_gain)
+    assert ours == pytest.approx(float(torch.tensor(1.7, dtype=torch.float16) / 12) * 12, rel=1e-6)
+
+
+def test_a_file_whose_name_looks_like_options_is_a_file(tmp_path: Path, files: dict[str, Path]) -> None:
+    odd = tmp_path / "net,snap=3,vae=none.pkl"
+    odd.write_bytes(files["cond"].read_bytes())
+    assert load(f"edm2:{odd}", device="cpu").identity["source"] == str(odd)

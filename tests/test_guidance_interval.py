@@ -1,70 +1,30 @@
-"""Guidance on an interval: in a deployed pipeline against our own loop, what it costs, what it leaves behind, and what it refuses."""
+"""Guidance on an interval: in a deployed pipeline against our own loop, what it costs, and where it is proposed."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    EDMEulerScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FluxPipeline,
-    FluxTransformer2DModel,
-    HeunDiscreteScheduler,
-    StableDiffusionPipeline,
-    UniPCMultistepScheduler,
-)
+from diffusers import DDIMScheduler
 from torch import Tensor
 
 import diffprobe as dp
 from diffprobe import rng
-from diffprobe.adapters.load import load
-from diffprobe.adapters.pipelines import InstructEditor, PipelineEditor, PipelineGenerator, PixArtGenerator
+from diffprobe.adapters.pipelines import PipelineEditor
 from diffprobe.controls.guidance_interval import GuidanceInterval, apply, propose
 from diffprobe.errors import UserError
 from diffprobe.measures.stats import Estimate
 from diffprobe.model import EditSettings, GenerateSettings, Model
 from diffprobe.paths import RectifiedFlow, VarianceExploding, VariancePreserving
 from diffprobe.sampling import Guidance, final, guided, noised, trajectory
-from tests.pipelines import BETAS
-
-Folder = Callable[[str], Path]
-PROMPTS, SEEDS, STEPS, SCALE = ["a red star", "blue star", "b"], [3, 4, 5], 8, 5.0
-FAMILIES = ["sd", "sdxl", "sd3", "flow", "edm"]
-EVERYWHERE, NOWHERE = GuidanceInterval(), GuidanceInterval(1e6, 2e6)
+from tests.guided import EVERYWHERE, FAMILIES, NOWHERE, PROMPTS, SCALE, SEEDS, STEPS, Folder, counted, deployed, loader, pipe_of
 
 
 @pytest.fixture(scope="module")
 def models(pipelines: Folder) -> Callable[[str], Model]:
-    kept: dict[str, Model] = {}
-
-    def model(family: str) -> Model:
-        if family not in kept:
-            kept[family] = load(str(pipelines(family)))
-        return kept[family]
-
-    return model
-
-
-def pipe_of(model: Model) -> Any:
-    assert isinstance(model.generator, PipelineGenerator)
-    return model.generator.pipe
-
-
-def network_of(pipe: Any) -> Any:
-    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
-
-
-def deployed(pipe: Any, scale: float = SCALE, **more: Any) -> Tensor:
-    called = {"prompt": PROMPTS, "num_inference_steps": STEPS, "guidance_scale": scale, "output_type": "latent", "return_dict": False}
-    latents: Tensor = pipe(**called, generator=rng.generators(SEEDS), **more)[0]
-    return latents
+    return loader(pipelines)
 
 
 def middle(model: Model) -> GuidanceInterval:
@@ -72,24 +32,6 @@ def middle(model: Model) -> GuidanceInterval:
     assert model.path is not None
     ratios = [float(model.path.ratio(t)) for t in model.path.levels(STEPS)]
     return GuidanceInterval(ratios[6], ratios[3])
-
-
-@contextmanager
-def counted(pipe: Any) -> Iterator[list[int]]:
-    """The rows that the network evaluates, a number a call."""
-    rows: list[int] = []
-    network = network_of(pipe)
-    inner = network.forward
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        rows.append(len(args[0] if args else kwargs["hidden_states"]))
-        return inner(*args, **kwargs)
-
-    network.forward = forward
-    try:
-        yield rows
-    finally:
-        del network.forward
 
 
 def test_an_interval_holds_its_upper_end_and_not_its_lower() -> None:
@@ -248,145 +190,6 @@ def test_guidance_by_skipped_layers_stays_as_it_is(models: Callable[[str], Model
         assert rows[:2] == [2, 2]
 
 
-@pytest.mark.parametrize("family", ["sd", "sd3"])
-def test_a_network_asked_by_others_is_left_alone(models: Callable[[str], Model], family: str) -> None:
-    """The editor shares the generator's network; a denoiser asks it with batches whose halves are equal and mean two prompts."""
-    model = models(family)
-    assert isinstance(model.editor, PipelineEditor)
-    assert model.codec is not None
-    assert model.denoiser is not None
-    assert model.condition is not None
-    assert model.shape is not None
-    latents = model.codec.encode(torch.sigmoid(rng.normal((3, 32, 32), "test.interval", range(2))))
-    x, cond, t = rng.normal(model.shape, "test.interval.x", [0]).repeat(2, 1, 1, 1), model.condition(["a", "b"]), 0.5
-    settings = EditSettings(0.6, STEPS, SCALE)
-    with torch.no_grad():
-        plain, edited = model.denoiser(x, t, cond), model.editor.edit(latents, ["a", "b"], [1, 2], settings).images
-        assert not torch.allclose(plain[0], plain[1], atol=1e-3)
-        with apply(pipe_of(model), NOWHERE):
-            deployed(pipe_of(model))
-            assert torch.equal(model.denoiser(x, t, cond), plain)
-            assert torch.equal(model.editor.edit(latents, ["a", "b"], [1, 2], settings).images, edited)
-            with apply(model.editor.pipe, NOWHERE):
-                assert not torch.allclose(model.editor.edit(latents, ["a", "b"], [1, 2], settings).images, edited, atol=1e-3)
-            assert torch.equal(model.editor.edit(latents, ["a", "b"], [1, 2], settings).images, edited)
-
-
-def test_a_handle_restores_the_pipeline_whatever_happens(models: Callable[[str], Model]) -> None:
-    pipe = pipe_of(models("sd"))
-    unet, plain = pipe.unet, deployed(pipe)
-    before = (dict(vars(unet)), unet.forward, len(unet._forward_hooks), len(unet._forward_pre_hooks))
-    handle = apply(pipe, NOWHERE)
-    assert not torch.allclose(deployed(pipe), plain, atol=1e-2)
-    with pytest.raises(UserError, match="on an interval already: remove that one first"):
-        apply(pipe, EVERYWHERE)
-    handle.remove()
-    handle.remove()
-    assert torch.equal(deployed(pipe), plain)
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt), apply(pipe, NOWHERE):
-        deployed(pipe, callback_on_step_end=stop)
-    assert (dict(vars(unet)), unet.forward, len(unet._forward_hooks), len(unet._forward_pre_hooks)) == before
-    assert torch.equal(deployed(pipe), plain)
-
-    def fail(*_: Any) -> None:
-        raise ValueError("in the network")
-
-    unguided, broken = deployed(pipe, 1.0), unet.conv_in.register_forward_pre_hook(fail)
-    with apply(pipe, NOWHERE):
-        with pytest.raises(ValueError, match="in the network"):
-            deployed(pipe)
-        broken.remove()
-        assert torch.equal(deployed(pipe, 1.0), unguided), "a failed call leaves nothing for the next"
-        assert torch.allclose(deployed(pipe), unguided, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", [HeunDiscreteScheduler, UniPCMultistepScheduler, EDMEulerScheduler])
-def test_other_solvers_guide_where_their_own_clock_says(pipelines: Folder, kind: Any) -> None:
-    """Heun asks twice a step, UniPC rounds its clock, EDM's is a logarithm; each is set after the interval."""
-    pipe = pipe_of(load(str(pipelines("sd"))))
-    with apply(pipe, GuidanceInterval(1.0)) as handle, counted(pipe) as rows:
-        pipe.scheduler = kind(use_karras_sigmas=True, **BETAS) if kind is not EDMEulerScheduler else kind()
-        deployed(pipe)
-        sigmas = pipe.scheduler.sigmas[: len(rows)]
-        assert rows == [6 if sigma > 1 else 3 for sigma in sigmas.tolist()]
-        assert {3, 6} == set(rows)
-        handle.remove()
-
-
-@pytest.mark.parametrize("how", ["in place", "around", "wrapped"])
-def test_networks_that_are_compiled_or_wrapped(pipelines: Folder, how: str) -> None:
-    """Compiled before the interval comes, having run on whole batches; wrapped as accelerate's offloading does it."""
-    pipe = pipe_of(load(str(pipelines("sd3"))))
-    with apply(pipe, GuidanceInterval(1.0)):
-        expected = deployed(pipe)
-    network, inner = pipe.transformer, pipe.transformer.forward
-    if how == "in place":
-        network.compile(backend="eager")
-    elif how == "around":
-        pipe.transformer = torch.compile(network, backend="eager")
-    else:
-        network.forward = partial(inner)
-    plain = deployed(pipe)
-    with apply(pipe, GuidanceInterval(1.0)):
-        assert torch.allclose(deployed(pipe), expected, atol=1e-5)
-        with pytest.raises(UserError, match="already"):
-            apply(pipe, EVERYWHERE)
-    assert torch.allclose(deployed(pipe), plain, atol=1e-5)
-    assert not torch.allclose(plain, expected, atol=1e-2)
-
-
-def test_a_pipeline_that_guides_otherwise_is_refused(pipelines: Folder) -> None:
-    editor, pixart, sd = (load(str(pipelines(family))) for family in ("edit", "pixart", "sd"))
-    assert isinstance(editor.editor, InstructEditor)
-    assert isinstance(pixart.generator, PixArtGenerator)
-    small = {"num_layers": 0, "num_single_layers": 0, "attention_head_dim": 8, "num_attention_heads": 1, "axes_dims_rope": (2, 2, 4)}
-    flux = {
-        embeds: FluxPipeline(
-            FlowMatchEulerDiscreteScheduler(),
-            sd_vae(sd),
-            None,
-            None,
-            None,
-            None,
-            FluxTransformer2DModel(in_channels=4, joint_attention_dim=8, pooled_projection_dim=8, guidance_embeds=embeds, **small),
-        )
-        for embeds in (True, False)
-    }
-    cases = {
-        "an InstructPix2Pix": (editor.editor.pipe, "does not guide by one call on the batch"),
-        "PixArt": (pixart.generator.pipe, "does not guide by one call on the batch"),
-        "Flux-dev": (flux[True], "distilled into its network, which runs once a step"),
-        "Flux-schnell": (flux[False], "does not guide by one call on the batch"),
-        "a model": (sd, "a Model is no diffusers pipeline: give the pipeline itself, such as model.generator.pipe"),
-    }
-    for pipe, told in cases.values():
-        with pytest.raises(UserError, match=told) as caught:
-            apply(pipe, EVERYWHERE)
-        assert "\n" not in str(caught.value)
-
-
-def sd_vae(model: Model) -> Any:
-    return pipe_of(model).vae
-
-
-def test_a_batch_that_is_no_pair_of_halves_is_refused_when_it_comes(pipelines: Folder) -> None:
-    """As where a pipeline guides by three parts, or by two calls."""
-
-    class Twofold(StableDiffusionPipeline):  # type: ignore[misc]
-        def __call__(self, x: Tensor) -> Any:
-            self._guidance_scale = 5.0
-            return self.unet(x, 1, encoder_hidden_states=torch.zeros(len(x), 16, 16))
-
-    pipe = Twofold(**pipe_of(load(str(pipelines("sd")))).components, requires_safety_checker=False)
-    for rows in (3, 2):
-        with apply(pipe, NOWHERE), pytest.raises(UserError, match="a Twofold does not guide by one call"):
-            pipe(rng.normal((4, 16, 16), "test.interval", range(rows)))
-
-
 def window(name: str, lo: float | None, hi: float | None, reason: str | None = None) -> list[Estimate]:
     facets = {"partition": name}
     return [
@@ -403,6 +206,8 @@ def test_an_interval_is_proposed_where_the_class_is_decided() -> None:
     assert propose(iter(estimates), partition="colour") == GuidanceInterval(2.0, 9.0)
     pushed = [replace(e, facets={**e.facets, "guidance": "5"}) for e in window("colour", 0.1, 50.0)]
     assert propose([*estimates, *pushed]) == GuidanceInterval(0.3, 9.0), "a profile under guidance tells of that guidance"
+    assert propose([*estimates, *window("early", 5.0, None)]) == GuidanceInterval(0.3), "still deciding where the levels begin"
+    assert propose(window("late", None, 2.0)) == GuidanceInterval(0.0, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -411,7 +216,6 @@ def test_an_interval_is_proposed_where_the_class_is_decided() -> None:
         ([], None, "no window of decision among these estimates: give those of a run of the speciation probe"),
         (window("never", None, None, "nothing was decided"), None, "no interval to propose for any partition: nothing was decided"),
         ([*window("colour", 1, 2), *window("never", None, None, "flat")], "never", "no interval to propose for 'never': flat"),
-        (window("open", 1.0, None), None, "no interval to propose for any partition: its window has one end only"),
         (window("colour", 1.0, 2.0), "color", "unknown partition 'color': did you mean 'colour'"),
         (window("colour", 2.0, 2.0), None, "give 0 <= lo < hi"),
     ],

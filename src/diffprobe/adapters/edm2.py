@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from diffprobe.adapters.edm2_codec import LatentScale, PixelCodec, latent_codec
 from diffprobe.adapters.edm2_denoiser import Edm2Denoiser, classes_by_name
 from diffprobe.adapters.edm2_network import Edm2, Edm2Config
 from diffprobe.adapters.published import fill
-from diffprobe.adapters.safe_pickle import PERSISTENT, Record, read_records, saved, tensors
+from diffprobe.adapters.safe_pickle import PERSISTENT, Record, read_records, told
+from diffprobe.adapters.saved_networks import saved, tensors
 from diffprobe.adapters.weights import LoadOptions, digest_file, digest_folder
 from diffprobe.errors import UserError, unknown
 from diffprobe.model import Codec, Model
@@ -65,19 +68,22 @@ def read_published(file: Path) -> tuple[Edm2Config, dict[str, Tensor], LatentSca
     content = read_records(file)
     alone = isinstance(content, Record)
     if not alone and (not isinstance(content, dict) or "ema" not in content):
-        held = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"{file} holds no network under 'ema' ({held[:100] or 'nothing'}): give a file that NVIDIA published for EDM2", 4)
+        held = ", ".join(map(str, islice(content, 5))) if isinstance(content, dict) else type(content).__name__
+        raise UserError(f"{file} holds no network under 'ema' ({told(held) or 'nothing'}): give a file that NVIDIA published for EDM2", 4)
     found = content if alone else content["ema"]
     about = saved(found, file)
     if about.kind != "Precond":
-        raise UserError(f"{file} holds {about.kind!r}, not EDM2's 'Precond': give a file that NVIDIA published for EDM2", 4)
+        raise UserError(f"{file} holds '{told(about.kind)}', not EDM2's 'Precond': give a file that NVIDIA published for EDM2", 4)
+    if len(about.args) > len(_POSITIONS):
+        raise UserError(f"{file} was made with {len(about.args)} arguments in a row, not {len(_POSITIONS)} at most: it cannot be read", 4)
     config = _config({**dict(zip(_POSITIONS, about.args, strict=False)), **about.arguments}, file)
     return config, tensors(found, file), LatentScale() if alone else _scale(content.get("encoder"), file)
 
 
 def _parsed(spec: str) -> tuple[Path, dict[str, Path]]:
     """The network's file and what is given besides, by option; raises UserError for what is not there before anything is read."""
-    first, *rest = re.split(r",(?=\w+=)", spec)
+    whole = spec and Path(spec).expanduser().is_file()  # a name may hold what looks like an option
+    first, *rest = [spec] if whole else re.split(r",(?=\w+=)", spec)
     others: dict[str, Path] = {}
     for part in rest:
         name, _, place = part.partition("=")
@@ -103,7 +109,22 @@ def _parsed(spec: str) -> tuple[Path, dict[str, Path]]:
 
 def _read(file: Path, device: torch.device, dtype: torch.dtype) -> tuple[Edm2, LatentScale]:
     config, state, scale = read_published(file)
-    return fill(lambda: Edm2(config), state, file).settle(dtype).to(device), scale
+    return fill(lambda: Edm2(config), _as_published(state), file).settle(dtype).to(device), scale
+
+
+def _as_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with gains as the published network has them act: over sqrt(fan-in) of their layer, rounded in their own format.
+
+    The gains are saved in float16, and the network divides them before it multiplies a layer's float32 weights by them: up to 1 part
+    in 2000 of each gain. Ours is multiplied by what that layer puts out, so the root is put back in full precision.
+    """
+    changed = dict(state)
+    for name, gain in state.items():
+        weight = state.get(f"{name.removesuffix('_gain')}_{'conv' if name == 'unet.out_gain' else 'linear'}.weight")
+        if name.endswith("_gain") and gain.ndim == 0 and weight is not None and weight.ndim > 1:
+            root = math.sqrt(weight[0].numel())
+            changed[name] = (gain / root).double() * root
+    return changed
 
 
 def _companion(file: Path, network: Edm2, device: torch.device, dtype: torch.dtype) -> Edm2:
@@ -126,7 +147,7 @@ def _config(arguments: Mapping[str, Any], file: Path) -> Edm2Config:
         raise UserError(f"{file} resamples by another filter than [1, 1], which no published network does: it cannot be read", 4)
     strange = sorted(map(str, given.keys() - {field.name for field in fields(Edm2Config)}))
     if strange:
-        raise UserError(f"{file} was made with '{strange[0]}', which no published network has: it cannot be read", 4)
+        raise UserError(f"{file} was made with '{told(strange[0])}', which no published network has: it cannot be read", 4)
     try:
         return Edm2Config(**_tuples(given))
     except (TypeError, ValueError) as error:
@@ -139,9 +160,10 @@ def _scale(encoder: object, file: Path) -> LatentScale:
         return LatentScale()
     known = {field.name for field in fields(LatentScale)}
     given = _tuples({name: value for name, value in saved(encoder, file).arguments.items() if name in known})
-    if not all(isinstance(one, int | float) for value in given.values() for one in (value if isinstance(value, tuple) else (value,))):
-        raise UserError(f"{file} scales its latents by what are no numbers ({given}): it is damaged, fetch it again", 4)
-    return LatentScale(**given)
+    try:
+        return LatentScale(**given)
+    except ValueError as error:
+        raise UserError(f"{file} scales its latents by {error}: it is damaged, fetch it again", 4) from error
 
 
 def _tuples(arguments: Mapping[str, Any]) -> dict[str, Any]:

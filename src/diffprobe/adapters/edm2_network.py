@@ -17,13 +17,34 @@ from diffprobe.errors import unknown
 
 #: The channels of the first level, by which the published sizes differ.
 SIZES = {"xs": 128, "s": 192, "m": 256, "l": 320, "xl": 384, "xxl": 448}
+#: What a configuration may hold, well beyond what was published: a file can ask for any network.
+_WHOLE = {
+    "img_resolution": (1, 4096),
+    "img_channels": (1, 64),
+    "label_dim": (0, 100_000),
+    "model_channels": (1, 4096),
+    "channel_mult_noise": (1, 64),
+    "channel_mult_emb": (1, 64),
+    "num_blocks": (1, 64),
+    "channels_per_head": (1, 4096),
+    "logvar_channels": (1, 4096),
+}
+_REAL = {
+    "label_balance": (0.0, 1.0),
+    "concat_balance": (0.0, 1.0),
+    "res_balance": (0.0, 1.0),
+    "attn_balance": (0.0, 1.0),
+    "clip_act": (1e-3, 1e6),
+    "sigma_data": (1e-3, 1e3),
+}
+_OPTIONAL = {"channel_mult_noise", "channel_mult_emb", "clip_act"}
 
 
 @dataclass(frozen=True)
 class Edm2Config:
     """What a network was made with; the names are those of the published files, the defaults those of every published size.
 
-    `label_dim` 0 is an unconditional network. Raises ValueError where the widths do not go together.
+    `label_dim` 0 is an unconditional network. Raises ValueError for what makes no network, before anything of its size is made.
     """
 
     img_resolution: int
@@ -45,9 +66,18 @@ class Edm2Config:
     logvar_channels: int = 128
 
     def __post_init__(self) -> None:
-        least = (self.img_resolution, self.img_channels, self.model_channels, self.num_blocks, self.channels_per_head, *self.channel_mult)
-        if min(least) < 1 or not self.channel_mult or self.label_dim < 0 or self.sigma_data <= 0:
-            raise ValueError("sides, channels, levels and blocks must be 1 or more, and sigma_data positive")
+        for name, (least, most) in _WHOLE.items():
+            value = getattr(self, name)
+            if not (type(value) is int and least <= value <= most) and not (value is None and name in _OPTIONAL):
+                raise ValueError(f"{name} is no whole number from {least} to {most}")
+        for name, (lowest, highest) in _REAL.items():
+            value = getattr(self, name)
+            if not (type(value) in (int, float) and lowest <= value <= highest) and not (value is None and name in _OPTIONAL):
+                raise ValueError(f"{name} is no number from {lowest:g} to {highest:g}")
+        for name, fewest in (("channel_mult", 1), ("attn_resolutions", 0)):
+            values = getattr(self, name)
+            if not (type(values) is tuple and fewest <= len(values) <= 8 and all(type(one) is int and 0 < one <= 4096 for one in values)):
+                raise ValueError(f"{name} is no row of {fewest} to 8 whole numbers from 1 to 4096")
         if self.img_resolution % 2 ** (len(self.channel_mult) - 1):
             raise ValueError(f"{self.img_resolution} pixels cannot be halved {len(self.channel_mult) - 1} times")
         uneven = [place.outside for place in (*encoder(self), *decoder(self)) if place.attends and place.outside % self.channels_per_head]
@@ -159,15 +189,18 @@ class Edm2(nn.Module):
         self.dtype: torch.dtype = torch.float32
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """x [B, C, H, W] and sigma [B] to E[x_0 | x], in the float format of x; without labels those of a conditional network are zeros."""
+        """x [B, C, H, W] and sigma [B] to E[x_0 | x], in the float format of x; x itself where sigma is 0.
+
+        Without labels those of a conditional network are zeros.
+        """
         if labels is None and self.config.label_dim:
             labels = x.new_zeros(len(x), self.config.label_dim)
         data, s = self.config.sigma_data, sigma.reshape(-1, 1, 1, 1)
         total = (s.square() + data**2).sqrt()
         shown = x / total
-        raw = self.unet(shown.to(self.dtype) if self.dtype != torch.float32 else shown, sigma.log() / 4, labels)
-        clean: Tensor = data**2 / total.square() * x + s * data / total * raw
-        return clean
+        noise = torch.where(sigma == 0, 1.0, sigma).log() / 4  # any level does for rows without noise, but one whose logarithm is infinite
+        raw = self.unet(shown.to(self.dtype) if self.dtype != torch.float32 else shown, noise, labels)
+        return torch.where(s == 0, x, data**2 / total.square() * x + s * data / total * raw)
 
     def settle(self, dtype: torch.dtype = torch.float32) -> Edm2:
         """Ready to look: weights normalised once, convolutions in `dtype`; the embedding and what comes out stay float32."""

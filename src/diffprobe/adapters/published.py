@@ -63,6 +63,8 @@ def fill(build: Callable[[], Network], state: Mapping[str, Tensor], file: Path) 
             raise UserError(f"'{name}' of {file} is {list(given[name].shape)}, not {list(value.shape)}: it holds another network", 4)
         else:
             given[name] = given[name].to(torch.float32)
+            if not bool(given[name].isfinite().all()):
+                raise UserError(f"'{name}' of {file} has numbers that are not finite: it is damaged, fetch it again", 4)
     surplus = sorted(given.keys() - wanted.keys())
     if surplus:
         raise UserError(f"{file} has '{surplus[0]}', which this network lacks: it holds another network", 4)

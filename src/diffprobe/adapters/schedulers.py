@@ -27,16 +27,39 @@ def path_of(scheduler: Any) -> NoisePath:
 def shown_ratio(scheduler: Any, path: NoisePath, timestep: Tensor | float) -> float:
     """sigma/alpha at the level for which a scheduler that has its steps asks a network with `timestep`; infinite for pure noise.
 
-    A timestep is an index of the table, a flow's time in training steps, or log(sigma)/4 (Karras et al. 2022). Of several, one a
-    sample, the first counts. Solvers that round their clock to whole numbers are asked for the level itself.
+    A solver that has sigmas is asked for the one of its step: some round their clock, so that a timestep is near a level only, and
+    may stand for two. Otherwise a timestep is an index of the table, a flow's time in training steps, or log(sigma)/4 (Karras et
+    al. 2022). Of several, one a sample, the first counts.
     """
     t = float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
+    index = _step(scheduler, t)
+    if index is not None:
+        level = _visited(scheduler, index)
+        return float(path.ratio(level)) if isinstance(path, RectifiedFlow) else level
     if isinstance(path, VarianceExploding) or scheduler.config.get("timestep_type") == "continuous":
         return math.exp(4 * t)
-    if hasattr(scheduler, "sigmas") and not scheduler.timesteps.is_floating_point():
-        level = float(scheduler.sigmas[int((scheduler.timesteps == t).nonzero()[0])])
-        return float(path.ratio(level)) if isinstance(path, RectifiedFlow) else level
     return float(path.ratio(t / path.train_steps if isinstance(path, RectifiedFlow) else t))
+
+
+def _step(scheduler: Any, t: float) -> int | None:
+    """The step at which a solver with sigmas shows t: the one that it is at; None where it has no sigmas, or no step shows t."""
+    if not hasattr(scheduler, "sigmas"):
+        return None
+    found = [int(index) for index in (scheduler.timesteps == t).nonzero()]
+    for known in (getattr(scheduler, "step_index", None), getattr(scheduler, "begin_index", None)):
+        if known is not None:
+            return int(known) if known in found else next(iter(found), None)
+    return next(iter(found[1:] or found), None)  # of equal ones, every solver of diffusers begins at the second
+
+
+def _visited(scheduler: Any, index: int) -> float:
+    """A solver's own sigma at a step. The second half of a step of DPM-2 and of DPM-Solver-SDE has one between two levels."""
+    if getattr(scheduler, "state_in_first_order", True):
+        return float(scheduler.sigmas[index])
+    if hasattr(scheduler, "sigmas_interpol"):
+        return float(scheduler.sigmas_interpol[index - 1 if hasattr(scheduler, "sigmas_up") else index])
+    between = getattr(scheduler, "mid_point_sigma", None)
+    return float(scheduler.sigmas[index] if between is None else between)
 
 
 def _end(scheduler: Any) -> float:

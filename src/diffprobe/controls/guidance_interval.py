@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import FrameType, TracebackType
@@ -21,6 +23,9 @@ from diffprobe.paths import NoisePath
 
 #: A pipeline keeps its clock in float32: a level this near, relatively, to an end of the interval is taken to be that end.
 SLACK = 1e-4
+
+#: The modules whose frames lie between a pipeline and the hooks of its network.
+_MACHINERY = re.compile(r"(torch|accelerate|diffusers\.hooks|" + re.escape(__name__) + r")(\.|$)")
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,10 @@ def propose(estimates: Iterable[Estimate], *, partition: str | None = None) -> G
     """The interval in which the class decides: where a speciation run found production above half its peak.
 
     Reads the `window_lo` and `window_hi` in sigma of every partition (facet "partition") and spans them, from the lowest to the
-    highest, or takes those of one `partition`; partitions without a window count only where none has one, and windows of guided
-    trajectories (facet "guidance") do not. Guidance moves samples most while their class is open, which is why this is where it is
-    proposed; that images gain by it is not implied: measure it.
-    Raises UserError where there is no window, with the reason.
+    highest, or takes those of one `partition`. A window that lacks one end is open there, since production is still as high where
+    the levels end; partitions without either count only where none has one, and windows of guided trajectories (facet "guidance")
+    do not. Guidance moves samples most while their class is open, which is why this is where it is proposed; that images gain by
+    it is not implied: measure it. Raises UserError where there is no window, with the reason.
     """
     found = [e for e in estimates if e.quantity in ("window_lo", "window_hi") and e.unit == "sigma" and "guidance" not in e.facets]
     if not found:
@@ -68,29 +73,59 @@ def propose(estimates: Iterable[Estimate], *, partition: str | None = None) -> G
     if partition is not None and partition not in names:
         raise unknown("partition", partition, names)
     asked = [e for e in found if partition is None or e.facets.get("partition") == partition]
-    ends = {end: [e.value for e in asked if e.quantity == end and e.value is not None] for end in ("window_lo", "window_hi")}
-    if not all(ends.values()):
-        why = next((e.reason for e in asked if e.value is None and e.reason), "its window has one end only")
+    ends: dict[str, dict[str, float]] = {}
+    for e in asked:
+        if e.value is not None:
+            ends.setdefault(str(e.facets.get("partition", "")), {})[e.quantity] = e.value
+    if not ends:
+        why = next((e.reason for e in asked if e.reason), "none of its windows has an end")
         raise UserError(f"no interval to propose for {'any partition' if partition is None else repr(partition)}: {why}")
-    return GuidanceInterval(min(ends["window_lo"]), max(ends["window_hi"]))
+    return GuidanceInterval(
+        min(window.get("window_lo", 0.0) for window in ends.values()), max(window.get("window_hi", math.inf) for window in ends.values())
+    )
 
 
 class Applied:
     """An interval at work in a pipeline, until `remove` or the end of a `with` block, which leave the pipeline as it was."""
 
-    def __init__(self, handles: Sequence[Any]) -> None:
-        self._handles = tuple(handles)
+    def __init__(self, limit: _Limit, handles: Sequence[Any]) -> None:
+        self._limit, self._handles = limit, tuple(handles)
 
     def remove(self) -> None:
-        """Let the pipeline guide everywhere again. Harmless when it does already."""
-        for handle in self._handles:
-            handle.remove()
+        """Let the pipeline guide everywhere again. Harmless when it does already.
+
+        Raises UserError where the pipeline's network was replaced meanwhile, so that the interval no longer acted; warns
+        (RuntimeWarning) where the pipeline did not call its network once.
+        """
+        pipe, network, seen = self._end()
+        if pipe is None:
+            return
+        now = network_of(pipe)
+        if now is not None and network not in (now, _plain(now)):
+            raise UserError(
+                "the network of this pipeline was replaced while an interval was at work, and the new one guided everywhere: "
+                "replace the network first, then apply the interval"
+            )
+        if not seen:
+            told = f"the interval never acted: this {type(pipe).__name__} did not call its network between apply and remove"
+            warnings.warn(told, RuntimeWarning, stacklevel=2)
 
     def __enter__(self) -> Applied:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.remove()
+        if kind is None:
+            self.remove()
+        else:
+            self._end()
+
+    def _end(self) -> tuple[Any, Any, int]:
+        """Take the hooks away; what they acted in and how often, None and None where they are away already."""
+        for handle in self._handles:
+            handle.remove()
+        found = self._limit.pipe, self._limit.network, self._limit.seen
+        self._limit.pipe = self._limit.network = None  # copies of the network keep the hooks, and should keep nothing else
+        return found
 
 
 def apply(pipe: Any, interval: GuidanceInterval) -> Applied:
@@ -100,32 +135,36 @@ def apply(pipe: Any, interval: GuidanceInterval) -> Applied:
     scheduler, generating and editing, and `ClassConditionalPipeline`. Outside the interval the network gets the second half alone,
     at half the cost, and its answer counts for both, so that the pipeline's own formula, neg + w (pos - neg), gives pos. A
     rescaling of guidance has no effect there; guidance by skipped layers stays as it is. Calls of the network that are not this
-    pipeline's pass untouched. Raises UserError for a pipeline that guides otherwise or not at all, and for a second interval.
+    pipeline's pass untouched, also in other threads and in its callbacks; so do those of a copy of the network. Raises UserError
+    for a pipeline that guides otherwise or not at all, and for a second interval.
     """
     network = _guided_network(pipe)
     limit = _Limit(pipe, network, interval)
-    before, after = limit.before, limit.after
-    if getattr(network, "_compiled_call_impl", None) is not None:  # compiled in place, hooks included, which are no graph
-        before, after = torch.compiler.disable(before), torch.compiler.disable(after)
-    return Applied((network.register_forward_pre_hook(before, with_kwargs=True), network.register_forward_hook(after)))
+    before, after = torch.compiler.disable(limit.before), torch.compiler.disable(limit.after)  # they ask who calls: no graph can
+    return Applied(limit, (network.register_forward_pre_hook(before, with_kwargs=True), network.register_forward_hook(after)))
 
 
 class _Limit:
     """Hooks around a network's forward, so that whatever else wraps or compiles that is left alone."""
 
     def __init__(self, pipe: Any, network: Any, interval: GuidanceInterval) -> None:
-        self.pipe = pipe
+        self.pipe, self.network = pipe, network
+        self.seen = 0
         self._interval = interval
         self._scheduler, self._path = pipe.scheduler, path_of(pipe.scheduler)
         self._names = list(inspect.signature(type(_plain(network)).forward).parameters)[1:]
         self._calls = {inspect.unwrap(vars(kind)["__call__"]).__code__ for kind in type(pipe).__mro__ if "__call__" in vars(kind)}
-        self._spared = False
+        self._spared: dict[int, int] = {}  # how many rows a call had, by the frame that it comes from
 
     def before(self, network: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Outside the interval, the second half of everything that has a row a sample."""
-        self._spared = False
+        caller = self._caller(network)
+        if caller is None:
+            return None
+        self.seen += 1
+        self._spared.pop(caller, None)  # left by a call that failed
         given = dict(zip(self._names, args, strict=False)) | kwargs
-        if not self._runs() or not self.pipe.do_classifier_free_guidance or given.get("skip_layers") is not None:
+        if not self.pipe.do_classifier_free_guidance or given.get("skip_layers") is not None:
             return None
         x = given[self._names[0]]
         rows = len(x)
@@ -135,26 +174,34 @@ class _Limit:
             self._scheduler, self._path = self.pipe.scheduler, path_of(self.pipe.scheduler)
         if self._interval.guides(shown_ratio(self._scheduler, self._path, given["timestep"])):
             return None
-        self._spared = True
+        self._spared[caller] = rows
         return tuple(_second_half(value, rows) for value in args), {name: _second_half(value, rows) for name, value in kwargs.items()}
 
     def after(self, network: Any, args: tuple[Any, ...], output: Any) -> Any:
         """The answer to a second half, twice."""
-        if not self._spared:
+        caller = self._caller(network)
+        rows = None if caller is None else self._spared.pop(caller, None)
+        if rows is None:
             return None
-        self._spared = False
-        if isinstance(output, tuple):
-            return torch.cat([output[0], output[0]]), *output[1:]
-        return replace(output, sample=torch.cat([output.sample, output.sample]))
+        answer = output[0] if isinstance(output, tuple) else output.sample
+        if len(answer) != rows // 2:
+            raise UserError(f"the network was asked for {rows // 2} rows and gave {len(answer)}: remove what else changes its answers")
+        twice = torch.cat([answer, answer])
+        return (twice, *output[1:]) if isinstance(output, tuple) else replace(output, sample=twice)
 
-    def _runs(self) -> bool:
-        """Whether this pipeline is what asks: a network may serve another pipeline too, or a denoiser, whose batches mean other things."""
+    def _caller(self, network: Any) -> int | None:
+        """The identity of the frame in which this pipeline asks; None where something else does, or where a copy is asked.
+
+        A network may serve another pipeline too, or a denoiser, also within this pipeline's callbacks, and their batches mean other
+        things. So what asks must be the pipeline itself, with nothing between but the machinery of calling a network.
+        """
+        if network is not self.network:
+            return None
         frame: FrameType | None = sys._getframe(1)
-        while frame is not None:
-            if frame.f_code in self._calls and frame.f_locals.get("self") is self.pipe:
-                return True
+        while frame is not None and _MACHINERY.match(frame.f_globals.get("__name__", "")):
             frame = frame.f_back
-        return False
+        own = frame is not None and frame.f_code in self._calls and frame.f_locals.get("self") is self.pipe
+        return id(frame) if own else None
 
 
 def _guided_network(pipe: Any) -> Any:
@@ -168,7 +215,8 @@ def _guided_network(pipe: Any) -> Any:
         raise UserError(f"the guidance of this {kind.__name__} is distilled into its network, which runs once a step: no interval applies")
     if hasattr(kind, "image_guidance_scale") or not hasattr(kind, "do_classifier_free_guidance"):
         raise _other_guidance(kind)
-    limits = (getattr(inspect.unwrap(hook), "__self__", None) for hook in network._forward_pre_hooks.values())
+    hooks = (*network._forward_pre_hooks.values(), *_plain(network)._forward_pre_hooks.values())
+    limits = (getattr(inspect.unwrap(hook), "__self__", None) for hook in hooks)
     if any(isinstance(limit, _Limit) and limit.pipe is pipe for limit in limits):
         raise UserError("this pipeline guides on an interval already: remove that one first")
     return network
