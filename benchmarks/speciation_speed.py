@@ -36,7 +36,7 @@ OVERHEAD = 0.03
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speciation_speed", description=__doc__)
     parser.add_argument("--architecture", default="embedded", choices=sorted(SIZES))
-    parser.add_argument("--batch", type=int, default=32, help="rows of a network call, both conditions together")
+    parser.add_argument("--batch", type=int, default=128, help="rows of a network call, both conditions together")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3, help="of the comparison of one batch with its evaluations alone")
     parser.add_argument("--device", default="cpu")
