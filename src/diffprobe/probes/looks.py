@@ -14,6 +14,8 @@ from torch import Tensor
 from diffprobe.model import Embedder, Rig
 
 _THUMBNAIL = 512  # longest side of a gallery picture
+#: Pixels up to which a kept picture is lossless; larger ones are for a look alone.
+LOSSLESS = 256
 
 
 def resized(batch: Tensor, size: int) -> Tensor:
@@ -24,6 +26,14 @@ def resized(batch: Tensor, size: int) -> Tensor:
 
 def features(rig: Rig, embedder: Embedder, batch: Tensor) -> Tensor:
     return torch.cat([embedder(part) for part in batch.split(rig.batch_size)])
+
+
+def decode(rig: Rig, latents: Tensor) -> Tensor:
+    """Images of latents [B, C, h, w], unclamped, float32 on the CPU."""
+    assert rig.model.codec is not None
+    with torch.no_grad():
+        parts = [rig.model.codec.decode(part.to(rig.model.device)).float().cpu() for part in latents.split(rig.batch_size)]
+    return torch.cat(parts)
 
 
 def flaw(image: Tensor) -> str | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from diffprobe.model import GenerateSettings, Rig
 from diffprobe.probes.base import Cell, Cost
 from diffprobe.probes.consistency.prompts import Prompt
-from diffprobe.probes.looks import features, flaw, vectors, webp
+from diffprobe.probes.looks import LOSSLESS, features, flaw, vectors, webp
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Samples:
             columns[f"feature:{label}"] = vectors(features(rig, embedder, sound))
         columns["picture"] = pa.array(
             [
-                webp(image, lossless=max(image.shape[-2:]) <= 256) if self.keep and not flag else None
+                webp(image, lossless=max(image.shape[-2:]) <= LOSSLESS) if self.keep and not flag else None
                 for image, flag in zip(sound, flags, strict=True)
             ],
             pa.binary(),

@@ -17,8 +17,8 @@ from diffprobe.images import Rendered, Source
 from diffprobe.measures import drift, similarity
 from diffprobe.model import EditSettings, Level, Rig
 from diffprobe.probes.base import Cell, Cost
-from diffprobe.probes.drift.looks import DIRECTIONS, apart, compare, decode, embedded, gains, linear
-from diffprobe.probes.looks import features, flaw, resized, valid, vectors, webp
+from diffprobe.probes.drift.looks import DIRECTIONS, apart, compare, embedded, gains, linear
+from diffprobe.probes.looks import decode, features, flaw, resized, valid, vectors, webp
 
 
 @dataclass(frozen=True)

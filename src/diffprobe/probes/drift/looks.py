@@ -12,16 +12,10 @@ from torch import Tensor
 from diffprobe import rng
 from diffprobe.measures import similarity
 from diffprobe.model import Rig, TextEmbedder
-from diffprobe.probes.looks import features, valid
+from diffprobe.probes.looks import decode, features, valid
 
 DIRECTIONS = 4  # random directions for the decoder's mean gain
 _STEP = 0.01  # of the difference that stands for a derivative; latents are of order 1
-
-
-def decode(rig: Rig, latents: Tensor) -> Tensor:
-    assert rig.model.codec is not None
-    with torch.no_grad():
-        return torch.cat([rig.model.codec.decode(part).float().cpu() for part in latents.split(rig.batch_size)])
 
 
 def compare(seen: Tensor, shown: Tensor, flags: Sequence[str | None]) -> dict[str, list[float | None]]:

@@ -14,12 +14,11 @@ from torch import Tensor
 from diffprobe.model import Rig, TextEmbedder
 from diffprobe.paths import NoisePath
 from diffprobe.probes.base import Cell, Cost
-from diffprobe.probes.looks import features, flaw, webp
+from diffprobe.probes.looks import LOSSLESS, decode, features, flaw, webp
 from diffprobe.probes.speciation.panel import Asked, Followed, alone, follow, states
 from diffprobe.probes.speciation.partitions import Push
 from diffprobe.sampling import State
 
-_LOSSLESS = 256  # pixels: larger pictures are for a look alone
 _NOISE = 1e30  # stands for sigma infinite
 
 
@@ -83,7 +82,7 @@ class Paths:
         readers = {name: one for name, one in rig.embedders.items() if isinstance(one, TextEmbedder)}
         if not readers or rig.model.codec is None or not any(self.conditions):
             return {}
-        images = _decoded(rig, arrived)
+        images = decode(rig, arrived)
         flawed = torch.tensor([flaw(image) is not None for image in images])
         clean = torch.where(images.isfinite(), images, 0.5).clamp(0, 1)
         found = {}
@@ -138,18 +137,11 @@ class Snapshots:
     def _shown(self, rig: Rig, state: State, seeds: tuple[int, ...]) -> list[dict[str, Any]]:
         assert rig.model.path is not None
         sigma, found = float(rig.model.path.ratio(state.t)), []
-        for seed, image in zip(seeds, _decoded(rig, state.x0), strict=True):
+        for seed, image in zip(seeds, decode(rig, state.x0), strict=True):
             flag = None if bool(image.isfinite().all()) else "not finite"
-            picture = None if flag else webp(image, lossless=max(image.shape[-2:]) <= _LOSSLESS)
+            picture = None if flag else webp(image, lossless=max(image.shape[-2:]) <= LOSSLESS)
             found.append({"prompt": self.prompt, "seed": seed, "step": state.step, "sigma": sigma, "flag": flag, "picture": picture})
         return found
-
-
-def _decoded(rig: Rig, latents: Tensor) -> Tensor:
-    codec = rig.model.codec
-    assert codec is not None
-    with torch.no_grad():
-        return torch.cat([codec.decode(part.to(rig.model.device)).float().cpu() for part in latents.split(rig.batch_size)])
 
 
 def _lists(matrix: npt.NDArray[np.float64]) -> pa.ListArray:

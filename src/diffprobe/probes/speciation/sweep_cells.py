@@ -17,13 +17,12 @@ from diffprobe.images import Rendered, Source
 from diffprobe.model import Model, Rig, TextEmbedder
 from diffprobe.paths import NoisePath
 from diffprobe.probes.base import Cell, Cost
-from diffprobe.probes.looks import features, flaw, valid, vectors, webp
+from diffprobe.probes.looks import LOSSLESS, decode, features, flaw, valid, vectors, webp
 from diffprobe.sampling import Guidance, final, guided, start, trajectory
 
 Range = tuple[float, float | None]
 OTHERS = 64  # other prompts that a margin is taken over
 _ROLE = "speciation.sweep"
-_LOSSLESS = 256  # pixels: larger pictures are for a look alone
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Reference:
 
     def measure(self, rig: Rig) -> pa.Table:
         embedders = _instruments(rig)
-        side = min(_decoded(rig, torch.zeros(1, *(rig.model.shape or ()))).shape[-2:])
+        side = min(decode(rig, torch.zeros(1, *(rig.model.shape or ()))).shape[-2:])
         seen: dict[str, list[Tensor]] = {name: [] for name in embedders}
         for begin in range(0, len(self.sources), rig.batch_size):
             batch = images.load(self.sources[begin : begin + rig.batch_size], side)
@@ -142,7 +141,7 @@ class Guided:
             if isinstance(embedder, TextEmbedder):
                 columns |= self._words(name, embedder, seen, flags)
         kept = [
-            webp(picture, lossless=max(picture.shape[-2:]) <= _LOSSLESS) if place < self.keep and not flags[place] else None
+            webp(picture, lossless=max(picture.shape[-2:]) <= LOSSLESS) if place < self.keep and not flags[place] else None
             for place, picture in enumerate(sound)
         ]
         return pa.table({**columns, "picture": pa.array(kept, pa.binary())})
@@ -160,7 +159,7 @@ class Guided:
         x = start(model.path, times[0], model.shape or (), seeds, _ROLE).to(model.device, torch.float32)
         with torch.no_grad():
             arrived = final(trajectory(denoiser, model.path, x, times, cond=model.condition(texts)))
-        return _decoded(rig, arrived), counted.calls
+        return decode(rig, arrived), counted.calls
 
     def _words(self, name: str, reader: TextEmbedder, seen: Tensor, flags: Sequence[str | None]) -> dict[str, Any]:
         texts = list(dict.fromkeys([*(text for _, text in self.prompts), *self.others]))
@@ -201,12 +200,6 @@ def _instruments(rig: Rig) -> dict[str, Any]:
     if not rig.embedders:
         raise UserError("a guidance sweep needs an instrument that looks at the images: name one under `embedders`, such as 'embedded'")
     return dict(rig.embedders)
-
-
-def _decoded(rig: Rig, latents: Tensor) -> Tensor:
-    assert rig.model.codec is not None
-    with torch.no_grad():
-        return rig.model.codec.decode(latents.to(rig.model.device)).float().cpu()
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -101,9 +101,8 @@ def _steps(estimates: Sequence[Estimate]) -> Iterator[str]:
     needed = [e for e in estimates if e.quantity == "steps_needed" and e.facets["partition"] in short and e.value is not None]
     if needed:
         most = max(needed, key=lambda e: e.value or 0.0)
-        others = f" and {len(needed) - 1} more" if len(needed) > 1 else ""
         yield (
-            f"The steps are too few for “{most.facets['partition']}”{others}: they move its entropy by more than {COARSE:.0%} of its "
+            f"The steps are too few for {_named(most, needed)}: they move its entropy by more than {COARSE:.0%} of its "
             f"prior, by the law of exact worlds, or one of them decides more than {LARGEST:.0%} of it; about {most.value:.0f} would do."
         )
 
@@ -112,9 +111,8 @@ def _start(estimates: Sequence[Estimate]) -> Iterator[str]:
     early = [e for e in estimates if e.quantity == "start_bias" and e.value is not None and abs(e.value) > _HELD]
     if early:
         worst = max(early, key=lambda e: abs(e.value or 0.0))
-        others = f" and {len(early) - 1} more" if len(early) > 1 else ""
         yield (
-            f"The noisiest level is not pure noise: data noised to it would already tell “{worst.facets['partition']}”{others}, by up to "
+            f"The noisiest level is not pure noise: data noised to it would already tell {_named(worst, early)}, by up to "
             f"{worst.value:.2g} nats. The sampler begins in pure noise, and so decides later than its data would."
         )
 
@@ -123,9 +121,8 @@ def _proxy(estimates: Sequence[Estimate]) -> Iterator[str]:
     beyond = [e for e in estimates if e.quantity == "proxy_log_odds" and "sigma" in e.facets and e.value is not None]
     if beyond:
         worst = max(beyond, key=lambda e: e.value or 0.0)
-        others = f" and {len(beyond) - 1} more" if len(beyond) > 1 else ""
         yield (
-            f"The unconditional model does not hold “{worst.facets['partition']}”{others} as a part: to it, these trajectories end "
+            f"The unconditional model does not hold {_named(worst, beyond)} as a part: to it, these trajectories end "
             f"e^{worst.value:.0f} times less likely, and one part in {RAREST:,} would be e^{math.log(RAREST):.1f} times. Below sigma "
             f"{max(float(e.facets['sigma']) for e in beyond):.3g} the curve is about two networks that differ."
         )
@@ -173,6 +170,11 @@ def _uncounted(estimates: Sequence[Estimate]) -> Iterator[str]:
     for e in estimates:
         if e.quantity == "flagged" and e.value:
             yield f"{e.value:.0f} of {e.n} trajectories do not count: {e.facets['flag']}."
+
+
+def _named(worst: Estimate, found: Sequence[Estimate]) -> str:
+    """The partition that it is worst for, and of how many."""
+    return f"“{worst.facets['partition']}”" + (f" and {len(found) - 1} more" if len(found) > 1 else "")
 
 
 def _unguided(estimates: Sequence[Estimate], quantity: str) -> list[Estimate]:
