@@ -24,6 +24,7 @@ from diffprobe.measures.speciation import (
     gaussian_entropy,
     gaussian_entropy_slope,
     immse_entropy,
+    label_deviation,
     log_likelihood_ratio,
     log_likelihood_steps,
     log_side_posterior,
@@ -459,3 +460,28 @@ def test_levels_that_do_not_fall_are_refused() -> None:
 def test_the_measures_load_no_torch() -> None:
     told = "import sys, diffprobe.measures.speciation; raise SystemExit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", told], check=False).returncode == 0
+
+
+def test_the_scatter_that_a_posterior_foretells() -> None:
+    """Two sides in closed form, certain ones without scatter, and of drawn labels in expectation."""
+    odds = np.array([0.0, 0.7, -3.0, 40.0, 2e4])
+    p = 1 / (1 + np.exp(-np.minimum(odds, 700)))
+    logs = np.stack([-np.logaddexp(0, -odds), -np.logaddexp(0, odds)], -1)
+    assert label_deviation(logs) == pytest.approx(np.sqrt(p * (1 - p)) * np.abs(odds), abs=1e-6)
+    three = np.log(np.tile([0.7, 0.2, 0.1], (20_000, 1)))
+    drawn = rng.stream("test.labels", 0).choice(3, 20_000, p=[0.7, 0.2, 0.1])
+    assert class_entropy(three, drawn).std() == pytest.approx(label_deviation(three)[0], rel=0.03)
+
+
+def test_few_paths_without_a_rare_label_raise_no_alarm() -> None:
+    """Two Gaussian classes, 16 seeds: label less posterior is within the foretold limits at their rate or more."""
+    gamma = np.concatenate([[1e-9], np.geomspace(0.05, 60, 30)])
+    steps, inside, trials = np.diff(gamma, prepend=0), 0, 400
+    for trial in range(trials):
+        noise = rng.stream("test.calibration", trial).standard_normal((2, 16, len(gamma)))
+        odds = (steps / 2 + np.sqrt(steps) * noise).cumsum(-1)  # in favour of the side that was drawn
+        logs = np.stack([-np.logaddexp(0, -odds), -np.logaddexp(0, odds)], -1)
+        apart = (class_entropy(logs, np.zeros(odds.shape, int)) - class_entropy(logs)).mean()
+        error = np.sqrt(np.mean(label_deviation(logs).mean(-1).mean(0) ** 2) / 16)
+        inside += abs(apart) <= 1.96 * error
+    assert inside / trials > 0.95

@@ -7,7 +7,14 @@ loads torch.
 
 from __future__ import annotations
 
-from diffprobe.measures.speciation.entropy import class_entropy, immse_entropy, log_side_posterior, mmse_rate, partitioned_entropy
+from diffprobe.measures.speciation.entropy import (
+    class_entropy,
+    immse_entropy,
+    label_deviation,
+    log_side_posterior,
+    mmse_rate,
+    partitioned_entropy,
+)
 from diffprobe.measures.speciation.gaussian import (
     HALF_GAMMA,
     PEAK_GAMMA,
@@ -48,6 +55,7 @@ __all__ = [
     "gaussian_entropy_slope",
     "gaussian_gamma",
     "immse_entropy",
+    "label_deviation",
     "log_likelihood_ratio",
     "log_likelihood_steps",
     "log_side_posterior",

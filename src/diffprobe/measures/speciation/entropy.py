@@ -51,6 +51,17 @@ def class_entropy(log_posterior: ArrayLike, labels: ArrayLike | None = None) -> 
     return np.asarray(0 - np.take_along_axis(logs, chosen[..., None], -1)[..., 0])
 
 
+def label_deviation(log_posterior: ArrayLike) -> Array:
+    """The standard deviation [...] of -log p(label) where the label is drawn from log posteriors [..., S] themselves, in nats.
+
+    sqrt(sum p (log p)^2 - H^2); two sides: sqrt(p (1 - p)) |log odds|. It says how far the label form scatters about the posterior
+    form when the posterior is right, also where the rare labels that make the scatter have not come up.
+    """
+    logs = np.maximum(np.asarray(log_posterior, dtype=np.float64), -1e3)  # beyond 745 its weight is 0
+    p = np.exp(logs)
+    return np.asarray(np.sqrt(np.maximum((p * logs**2).sum(-1) - (p * logs).sum(-1) ** 2, 0)))
+
+
 def partitioned_entropy(log_odds: ArrayLike, labels: ArrayLike | None = None) -> Array:
     """The entropy [...] of two sides A, B from the log odds [...] of A, prior odds included; at most ln 2.
 

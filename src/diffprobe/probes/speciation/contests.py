@@ -19,6 +19,7 @@ from diffprobe.measures.speciation import (
     commitment_values,
     falling_limits,
     immse_entropy,
+    label_deviation,
     log_side_posterior,
     mmse_rate,
     pairs,
@@ -29,6 +30,7 @@ from diffprobe.probes.base import Records
 from diffprobe.probes.speciation.partitions import Partition, Push
 
 Array = npt.NDArray[np.float64]
+Parts = tuple[Array, Array, Array, Array]
 _LIKENESS = "similarity:"
 
 
@@ -60,6 +62,7 @@ class Contest:
     posterior: Array
     label: Array
     rates: Array
+    scatter: Array  # [seeds]: the standard deviation of label less posterior, a mean over the levels, if the posterior is right
     gaps: Array
     certainty: Array  # [seeds, L] along one condition's own trajectories: its log odds against ""; nan where "" is no side
     adherence: dict[str, Array]  # [seeds]: whether the sides' images are told apart by the sides' words, 0 to 1
@@ -196,7 +199,8 @@ def _contest(partition: Partition, push: Push | None, held: Sequence[Trajectorie
     if partition.proxy is not None:
         parts = _within(everyone, partition, seeds, parts)
     weights = [weight for side in partition.weights for weight in side]
-    posterior, label, rates = (sum(w * part for w, part in zip(weights, column, strict=True)) for column in zip(*parts, strict=True))
+    columns = (sum(w * part for w, part in zip(weights, column, strict=True)) for column in zip(*parts, strict=True))
+    posterior, label, rates, scatter = columns
     return Contest(
         partition=partition,
         push=push,
@@ -205,6 +209,7 @@ def _contest(partition: Partition, push: Push | None, held: Sequence[Trajectorie
         posterior=np.asarray(posterior),
         label=np.asarray(label),
         rates=np.asarray(rates),
+        scatter=np.asarray(scatter),
         gaps=_gaps(everyone, partition, seeds),
         certainty=_certainty(drawn, partition, seeds),
         adherence=_adherence(drawn, partition, seeds),
@@ -241,18 +246,17 @@ def _numbered(partition: Partition) -> list[list[int]]:
     return [[next(places) for _ in side] for side in partition.sides]
 
 
-def _parts(one: Trajectories, partition: Partition, side: int, seeds: Sequence[int]) -> tuple[Array, Array, Array]:
-    """Of trajectories drawn from this side: the entropy's two forms [seeds, L] and the rate [seeds, N]."""
+def _parts(one: Trajectories, partition: Partition, side: int, seeds: Sequence[int]) -> Parts:
+    """Of trajectories drawn from this side: the entropy's two forms [seeds, L], the rate [seeds, N] and the forms' scatter [seeds]."""
     likelihoods, gaps = _columns(one, partition, seeds), _pair_gaps(one, partition, seeds)
     sides, priors = _numbered(partition), partition.weights
     found = log_side_posterior(likelihoods, sides, priors)
     rates = mmse_rate(likelihoods[:, : gaps.shape[1]], gaps, sides, priors)
-    return class_entropy(found), class_entropy(found, np.full(found.shape[:-1], side)), rates
+    # Levels of a path scatter together, sides of a seed perhaps: as if wholly so, which is the most that they can.
+    return class_entropy(found), class_entropy(found, np.full(found.shape[:-1], side)), rates, label_deviation(found).mean(1)
 
 
-def _within(
-    everyone: Sequence[Trajectories], partition: Partition, seeds: Sequence[int], parts: Sequence[tuple[Array, Array, Array]]
-) -> list[tuple[Array, Array, Array]]:
+def _within(everyone: Sequence[Trajectories], partition: Partition, seeds: Sequence[int], parts: Sequence[Parts]) -> list[Parts]:
     """The forms where one side is the whole, of which the other is a part with a prior p: p(part | x) = p l(part)/l(whole) <= 1.
 
     H = p E_part[-ln p(part | x)] + E_whole[-(1 - p(part | x)) ln(1 - p(part | x))], the complement being the whole less the part; so
@@ -261,13 +265,13 @@ def _within(
     assert partition.proxy is not None
     whole, weights = partition.proxy, [weight for side in partition.weights for weight in side]
     found = []
-    for index, (one, (_, _, rates)) in enumerate(zip(everyone, parts, strict=True)):
+    for index, (one, (_, _, rates, scatter)) in enumerate(zip(everyone, parts, strict=True)):
         likelihoods = _columns(one, partition, seeds)
         odds = likelihoods[..., 1 - whole] - likelihoods[..., whole]
         log_part = np.minimum(math.log(weights[1 - whole]) + odds, 0.0)
         rest = -np.expm1(log_part)
         term = -log_part if index != whole else -rest * np.log(np.where(rest > 0, rest, 1.0)) / weights[whole]
-        found.append((term, term, rates))
+        found.append((term, term, rates, 0 * scatter))
     return found
 
 
