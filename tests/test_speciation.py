@@ -288,6 +288,20 @@ def test_networks_that_differ_are_no_part_of_each_other(tmp_path: Path) -> None:
     assert any("does not hold" in verdict for verdict in run.findings["speciation"].verdicts)
 
 
+@pytest.mark.parametrize("world", ["gmm@ve", "gmm@flow"])
+def test_limits_of_production_stay_within_what_there_is_to_lose(world: str, tmp_path: Path) -> None:
+    """Where a few seeds alone are open, limits of their mean would reach a hundred times the peak."""
+    probe = replace(TWO, samples=16, num_inference_steps=50)
+    run = measured(tmp_path, probe, exact_model(world))
+    found = contests(probe.asked, (), run.tables("speciation"))[0].profile
+    lo, here, hi = (found.production_lo, found.production, found.production_hi)
+    assert (hi.per_step <= math.log(2) + 1e-9).all()
+    assert (lo.per_step >= 0).all()
+    rates = np.isfinite(here.rate)
+    assert np.nanmax(hi.rate[rates]) < 4 * np.nanmax(here.rate[rates])
+    assert (lo.per_step <= here.per_step + 1e-9).mean() > 0.9
+
+
 def test_a_wider_gap_is_decided_first(tmp_path: Path) -> None:
     """Super-classes before classes, paired by seed, with the order established."""
     groups = Partition("groups", (("group 0",), ("group 1",)))

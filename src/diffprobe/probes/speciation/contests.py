@@ -14,6 +14,7 @@ import pandas as pd
 
 from diffprobe.measures.speciation import (
     Interval,
+    Production,
     Profile,
     class_entropy,
     commitment_values,
@@ -81,8 +82,7 @@ class Contest:
         prior = self.partition.entropy
         found = profile(self.sigma, self.curves, prior_entropy=prior, level=self.level)
         if self.push is None:
-            lo, hi = falling_limits(found.lo, found.hi, prior)
-            found = found._replace(lo=lo, hi=hi)
+            found = _falling(found, prior)
         return _resolved(found, prior)
 
     @cached_property
@@ -136,6 +136,24 @@ def rows_of(one: Contest, values: Array, seeds: Sequence[int]) -> Array:
     """The rows of `values` [seeds, ...] of a contest that belong to these of its seeds."""
     places = {seed: index for index, seed in enumerate(one.seeds)}
     return np.asarray(values[[places[seed] for seed in seeds]])
+
+
+def _falling(found: Profile, prior: float) -> Profile:
+    """The profile of an entropy that can only fall: no limit above an earlier one, and no step that may lose more than there may be.
+
+    Smoothing lends a step what its neighbours lose, so that the bound is that of a level two bandwidths before it.
+    """
+    lo, hi = falling_limits(found.lo, found.hi, prior)
+    held = hi[np.maximum(np.arange(len(hi) - 1) - math.ceil(2 * found.bandwidth), 0)]
+    least, most = np.maximum(found.production_lo.per_step, 0.0), np.minimum(found.production_hi.per_step, held)
+    length = -np.diff(np.log(found.sigma))
+    rates = [np.where(np.isfinite(length), limit / length, np.nan) for limit in (least, most)]
+    return found._replace(
+        lo=lo,
+        hi=hi,
+        production_lo=Production(found.production.sigma, rates[0], least),
+        production_hi=Production(found.production.sigma, rates[1], most),
+    )
 
 
 def _resolved(found: Profile, prior: float) -> Profile:
