@@ -64,7 +64,7 @@ def _entropy(shown: Sequence[Contest]) -> Chart:
     ]
     caption = (
         "How much of the class is undecided at each noise level, data on the left and noise on the right; it begins at the prior's "
-        "entropy, ln 2 = 0.693 for two sides. Bands are intervals over seeds."
+        "entropy, ln 2 = 0.693 for two sides."
     )
     return Chart("entropy", "What is still undecided", caption, "line", tuple(rows), _SIGMA, _ENTROPY, lo="lo", hi="hi", series=_PARTITION)
 
