@@ -252,7 +252,7 @@ def test_validation_says_ok_and_a_wrong_answer_fails_it(diffprobe: Command, monk
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     """A study of 36 cells under way in a process of its own, with some cells measured; and its arguments."""
-    study = write_study(tmp_path / "long.yaml", "count: 64, strengths: [0.4, 0.5, 0.7, 0.8], num_inference_steps: 250")
+    study = write_study(tmp_path / "long.yaml", "count: 64, strengths: [0.4, 0.5, 0.7, 0.8], num_inference_steps: 100")
     arguments = ["run", str(study), "--out", str(tmp_path / "run")]
     cells = tmp_path / "run" / "cells" / "drift"
     with subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
