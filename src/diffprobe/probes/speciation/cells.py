@@ -70,7 +70,7 @@ class Paths:
         return pa.table({**columns, **self._likeness(rig, found.arrived)})
 
     def _followed(self, rig: Rig) -> Followed:
-        batch = max(1, rig.batch_size // len(self.conditions))
+        batch = max(1, 2 * rig.batch_size // len(self.conditions))  # as many rows as guidance would make of a batch of images
         away = self.conditions.index(self.negative_prompt) if self.push is not None else 0
         asked = Asked(self.conditions, self.push, away)
         parts = [follow(rig.model, asked, self.seeds[i : i + batch], self.num_inference_steps) for i in range(0, len(self.seeds), batch)]

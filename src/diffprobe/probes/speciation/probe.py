@@ -115,7 +115,7 @@ class Speciation:
     def preset(cls, budget: Literal["quick", "standard", "paper"]) -> Speciation:
         """The probe at the size of a budget: seconds on a laptop, an ordered ladder, and the study's 200 + 200 paths of 100 steps."""
         if budget == "quick":
-            return cls(samples=16)
+            return cls(samples=12, keep_images=1)
         return cls() if budget == "standard" else cls(samples=200, num_inference_steps=100)
 
     @property
