@@ -16,6 +16,7 @@ from diffprobe.probes import PROBES
 from diffprobe.probes.base import Cell, Probe, key
 from diffprobe.probes.consistency import Consistency
 from diffprobe.probes.drift import Drift
+from diffprobe.probes.geometry import Generated, Geometry, Slice
 from diffprobe.probes.speciation import Push, Speciation
 from diffprobe.runs.execute import Step, execute, plan
 from diffprobe.runs.pairing import paired
@@ -29,6 +30,16 @@ MODELS = (*(f"exact:{world}" for world in WORLDS), "sd", "sdxl", "sd3", "flow", 
 SMALL: dict[str, Probe] = {
     "drift": Drift(count=5, prompt_sets=("null",), strengths=(0.4,), num_inference_steps=(5,), guidance_scale=(3.0,)),
     "consistency": Consistency(count=2, repetitions=3, num_inference_steps=4, guidance_scale=3.0),
+    "geometry": Geometry(
+        sets=("world", "noise"),
+        count=2,
+        priors=1,
+        generated=(Generated(("class 0",), samples=2, num_inference_steps=3, guidance_scale=(3.0,), points=2),),
+        slices=(Slice(("world:0", "noise:1", "world:2"), size=2),),
+        directions=4,
+        projections=2,
+        dims=2,
+    ),
     "speciation": Speciation(
         base="", variants=("class 0",), samples=3, num_inference_steps=5, pushes=(Push(2.0, 0.2),), keep_images=1, snapshots=2
     ),
@@ -141,6 +152,7 @@ def test_no_global_generator_is_read_or_moved(model: Model, probe: Probe, tmp_pa
 
 
 def test_needs_name_real_capabilities(model: Model, probe: Probe) -> None:
+    probe = probe.suited(model)
     assert probe.needs <= {"path", "denoiser", "codec", "condition", "editor", "generator", "embedder"}
     assert probe.needs <= rig(model).capabilities
     assert probe.cites

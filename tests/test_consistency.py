@@ -19,7 +19,7 @@ from diffprobe.model import GenerateSettings, Model, Rig
 from diffprobe.probes.base import key
 from diffprobe.probes.consistency import Consistency
 from diffprobe.probes.consistency.cells import Asked, Samples, through_jpeg
-from diffprobe.probes.consistency.prompts import everyday, read_prompts, scenes, words
+from diffprobe.probes.prompts import everyday, read_prompts, scenes, words
 from diffprobe.runs.execute import plan
 from diffprobe.runs.pairing import check, paired
 from diffprobe.runs.result import Run, start

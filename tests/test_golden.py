@@ -12,6 +12,8 @@ from diffprobe.model import Embedder, Rig
 from diffprobe.probes.base import Probe, key
 from diffprobe.probes.consistency import Consistency
 from diffprobe.probes.drift import Drift
+from diffprobe.probes.geometry import Field, Generated, Geometry, Slice
+from diffprobe.probes.geometry.cells import Samples
 from diffprobe.probes.speciation import Speciation
 from diffprobe.runs.execute import plan
 from tests.small import Pixels
@@ -20,6 +22,18 @@ GOLDEN = Path(__file__).parent / "golden"
 PROBES: dict[str, tuple[Probe, dict[str, Embedder]]] = {
     "drift": (Drift(count=3, prompt_sets=("empty",), strengths=(0.4,)), {}),
     "consistency": (Consistency(("anything", "class 1"), repetitions=3, num_inference_steps=10), {"pixels": Pixels()}),
+    "geometry": (
+        Geometry(
+            sets=("world", "noise"),
+            count=3,
+            priors=2,
+            generated=(Generated(("class 0",), num_inference_steps=4, guidance_scale=(3.0,)),),
+            slices=(Slice(("world:0", "world:1", "noise:0"), size=3),),
+            fields=(Field((1.0,), size=3),),
+            directions=8,
+        ),
+        {"pixels": Pixels()},
+    ),
     "speciation": (Speciation(base="class 0", variants=("class 1",), samples=3, num_inference_steps=10, keep_images=1), {}),
 }
 
@@ -27,7 +41,7 @@ PROBES: dict[str, tuple[Probe, dict[str, Embedder]]] = {
 def numbers(name: str) -> dict[str, dict[str, object]]:
     """The mean of every column of numbers or vectors, by class and version of cell, on a model whose weights cannot change."""
     probe, embedders = PROBES[name]
-    rig = Rig(load("exact:gaussian" if name == "drift" else "exact:gmm"), embedders)
+    rig = Rig(load({"drift": "exact:gaussian", "geometry": "exact:relu"}.get(name, "exact:gmm")), embedders)
     records: dict[str, pa.Table] = {}
     found: dict[str, dict[str, object]] = {}
     for step in plan([probe]):
@@ -35,7 +49,8 @@ def numbers(name: str) -> dict[str, dict[str, object]]:
         records[step.key] = table
         frame = table.to_pandas()
         vectors = {str(column): float(np.stack(frame[column].to_list()).mean()) for column in frame if _numbers(frame[column].iloc[0])}
-        found[f"{type(step.cell).__name__} {step.cell.version}"] = {
+        place = type(step.cell.place).__name__ if isinstance(step.cell, Samples) else ""
+        found[f"{type(step.cell).__name__} {step.cell.version} {place}".strip()] = {
             "key": step.key,
             **{str(column): float(mean) for column, mean in frame.mean(numeric_only=True).dropna().items()},
             **vectors,

@@ -18,7 +18,10 @@ from PIL import Image
 
 from diffprobe import images, worlds
 from diffprobe.errors import UserError
-from diffprobe.images import Rendered, Source, farthest_points, find, load, read_manifest, stratified
+from diffprobe.images import Drawn, Picture, Rendered, Source, farthest_points, find, load, read_manifest, sets, stratified
+from diffprobe.probes.base import key
+from diffprobe.probes.drift.cells import Originals
+from diffprobe.worlds.foreign import KINDS, Kind
 
 RAMP = np.stack([np.tile(np.arange(0, 256, 8, dtype=np.uint8), (32, 1))] * 3, axis=-1)  # dark to light, left to right
 RAMP[:8, :, 0] = 255  # the top quarter is reddish
@@ -214,6 +217,86 @@ def test_rendered_scenes_are_those_of_the_world() -> None:
     assert images.scene(sources[0]).caption == worlds.scenes(4, 5)[3].caption
     assert load(sources, 16).shape == (2, 3, 16, 16)
     assert load([], 16).shape == (0, 3, 16, 16)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_scene_is_loaded_by_its_number(kind: Kind) -> None:
+    truth = worlds.foreign(4, 5, kind=kind)[3]
+    source = Drawn(kind, 5, 3)
+    assert torch.equal(load([source, Rendered(5, 3)], 64)[0], torch.from_numpy(truth.image).permute(2, 0, 1) / 255)
+    assert images.caption(source) == truth.caption
+    assert (images.name(source), images.content(source), images.domain(source)) == (f"{kind} 5/3", f"{kind} 5/3", kind)
+
+
+def test_scenes_and_files_tell_their_name_content_domain_and_caption(tmp_path: Path) -> None:
+    scene, file = Rendered(5, 0, ("night",)), source(save(tmp_path / "a.png", RAMP), domain="faces", caption="a ramp")
+    assert (images.name(scene), images.content(scene), images.domain(scene)) == ("scene 5/0", "scene 5/0", "night")
+    assert images.caption(scene) == images.scene(scene).caption
+    assert (images.name(file), images.content(file), images.domain(file)) == (str(tmp_path / "a.png"), file.digest, "faces")
+    assert images.caption(file) == "a ramp"
+    with pytest.raises(UserError, match=r"a\.png has no caption: add one to the manifest"):
+        images.caption(source(tmp_path / "a.png"))
+
+
+def test_pictures_of_every_kind_are_told_apart_in_the_identity_of_a_cell() -> None:
+    pictures: list[Picture] = [Rendered(5, 3), Rendered(5, 4), *(Drawn(kind, 5, 3) for kind in KINDS), Drawn("noise", 5, 4)]
+    assert len({key(Originals((picture,), None, None, keep=False)) for picture in pictures}) == len(pictures)
+
+
+@pytest.mark.parametrize("spec", ["world", *KINDS])
+def test_sets_that_are_drawn(spec: str) -> None:
+    label, few = sets(spec, 3)
+    assert label == spec
+    assert few == [Rendered(2024, i) if spec == "world" else Drawn(spec, 2024, i) for i in range(3)]  # type: ignore[arg-type]
+    assert len(sets(spec, None)[1]) == 100
+    assert sets(f"mine={spec}", 3) == ("mine", few)
+
+
+def test_sets_of_files(tmp_path: Path, entries: list[Entry]) -> None:
+    folder = tmp_path / "photos"
+    for i in range(12):
+        save(folder / ("day" if i < 6 else "night") / f"{i:02}.png", RAMP)
+    label, everything = sets(f"{folder}/", None)
+    assert (label, everything) == ("photos", find(folder))
+    assert sets(str(folder), 12) == sets(str(folder), 99) == ("photos", everything)
+    label, few = sets(f" some = {folder}", 5)
+    assert label == "some"
+    assert set(few) < set(everything)
+    assert {images.domain(one) for one in few} == {"day", "night"}  # not the first by name
+    assert sets(str(folder), 8)[1][:5] == few
+    manifest = write(tmp_path, entries)
+    assert sets(str(manifest), None) == (tmp_path.name, read_manifest(manifest))
+
+
+def test_a_folder_may_bear_the_sign_of_a_label_or_the_name_of_a_drawn_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a=b", "noise"):
+        save(tmp_path / name / "a.png", RAMP)
+    monkeypatch.chdir(tmp_path)
+    assert sets("a=b", None) == ("a=b", find("a=b"))
+    assert sets("noise", 1)[1] == [Drawn("noise", 2024, 0)]
+    assert sets("./noise", None) == ("noise", find("./noise"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "count", "told"),
+    [
+        (
+            "nowhere",
+            None,
+            r"no images at 'nowhere': give a folder, a manifest \(\.json, \.jsonl, \.csv\), or one of world, inverted, strokes",
+        ),
+        ("label=nowhere", 3, "no images at 'nowhere'"),
+        ("=world", 3, "'=world' lacks a side: give '<label>=<images>'"),
+        ("label=", 3, "'label=' lacks a side"),
+        ("", 3, "no images at ''"),
+        ("world", 0, "count must be at least 1, not 0"),
+        ("x" * 5000, None, "no images at 'xxx"),
+    ],
+)
+def test_sets_that_are_none(spec: str, count: int | None, told: str) -> None:
+    with pytest.raises(UserError, match=told) as caught:
+        sets(spec, count)
+    assert "\n" not in str(caught.value)
 
 
 Entry = dict[str, Any]

@@ -13,10 +13,12 @@ from scipy import stats as ss
 from diffprobe import rng
 from diffprobe.measures.consistency import Consistency, score
 from diffprobe.measures.stats import (
+    auroc,
     cliffs_delta,
     cohen_kappa,
     fleiss_kappa,
     hedges_g,
+    paired_auroc,
     paired_effect,
     rank_correlation,
     shift,
@@ -108,6 +110,31 @@ def fleiss(kappa: float, n: int) -> Trial:
     return lambda g, _: fleiss_kappa((rated(g, n, 4, kappa)[:, :, None] == np.arange(3)).sum(1))
 
 
+def above(y: Array, share: float, spread: float = 1) -> Array:
+    """Values of which one is above a standard normal one with the probability `share`."""
+    return np.asarray(spread * y + ss.norm.ppf(share) * math.sqrt(1 + spread**2))
+
+
+def area(share: float, m: int, n: int, spread: float = 1) -> Trial:
+    return lambda g, _: auroc(g.standard_normal(m), above(g.standard_normal(n), share, spread))
+
+
+def tied(g: np.random.Generator, _: int) -> Interval:
+    """Whole numbers from 0 to 2 inside and from 1 to 3 outside: one is above with the probability 6/9, equal with 2/9."""
+    return auroc(g.integers(3, size=12), 1 + g.integers(3, size=20))
+
+
+def areas(shares: tuple[float, float], rho: float, sizes: tuple[int, int]) -> Trial:
+    """Two measures of the same units, which correlate by rho."""
+
+    def trial(generator: np.random.Generator, _: int) -> Interval:
+        (x, e), (y, d) = (generator.standard_normal((2, n)) for n in sizes)
+        z, w = (rho * own + math.sqrt(1 - rho**2) * other for own, other in ((x, e), (y, d)))
+        return paired_auroc(x, above(y, shares[0]), z, above(w, shares[1])).difference
+
+    return trial
+
+
 def consistency(n: int) -> Trial:
     return lambda g, _: score(cone(g, n))
 
@@ -143,6 +170,19 @@ CASES: dict[str, tuple[Trial, float]] = {
     **{f"spread, {n} normal": (normal_spread(n), 1) for n in (20, 100)},
     **{f"spread, {n} skewed": (skewed_spread(n), math.sqrt(3)) for n in (20, 100)},
     **{f"rank correlation {rho}, {n}": (ranks(rho, n), 6 / math.pi * math.asin(rho / 2)) for rho in (0, 0.5, 0.8) for n in (30, 100)},
+    **{f"area {share}, {m} and {n}": (area(share, m, n), share) for share in (0.5, 0.8, 0.95) for m, n in ((12, 12), (15, 60), (50, 50))},
+    "area 0.8, thrice the spread, 20 and 40": (area(0.8, 20, 40, 3), 0.8),
+    "area of ties, 12 and 20": (tied, 7 / 9),
+    **{
+        f"areas {a} and {b}, correlated by {rho}, {m} and {n}": (areas((a, b), rho, (m, n)), a - b)
+        for (a, b), rho, (m, n) in (
+            ((0.5, 0.5), 0.5, (12, 12)),
+            ((0.8, 0.8), 0.5, (12, 40)),
+            ((0.8, 0.5), 0.5, (12, 12)),
+            ((0.95, 0.8), 0.5, (30, 30)),
+            ((0.95, 0.8), 0.9, (40, 30)),
+        )
+    },
     "difference of independent means": (
         lambda g, _: mover(mean_interval(2 * g.standard_normal(20) + 3), mean_interval(g.standard_normal(30) + 2), 1.5),
         0,
@@ -163,6 +203,13 @@ def test_the_interval_covers(name: str) -> None:
     trial, truth = CASES[name]
     covered = coverage(trial, truth, name)
     assert 0.93 <= covered <= 0.97, f"{name}: {covered}"
+
+
+@pytest.mark.parametrize(("share", "least"), [(0.95, 0.96), (0.99, 0.95)])
+def test_areas_close_to_1_are_told_too_carefully_rather_than_too_boldly(share: float, least: float) -> None:
+    """What few lost comparisons there are come in steps; half of all samples are separated perfectly at 0.99 and 12 + 12."""
+    assert coverage(area(share, 40, 12), share, f"area {share}") >= least
+    assert coverage(areas((share, share), 0.9, (12, 12)), 0, f"areas {share}", 300) >= 0.97
 
 
 @pytest.mark.parametrize(("law", "n", "truth"), [(cone, 500_000, CONE), (uneven, 10_000, UNEVEN)])

@@ -12,6 +12,8 @@ from diffprobe.probes.consistency import Consistency
 from diffprobe.probes.consistency.cells import Samples
 from diffprobe.probes.drift import Drift
 from diffprobe.probes.drift.cells import Edits
+from diffprobe.probes.geometry import Geometry
+from diffprobe.probes.geometry.cells import Samples as Described
 from diffprobe.probes.speciation import Speciation
 from diffprobe.probes.speciation.cells import Paths
 from diffprobe.runs.execute import plan
@@ -187,6 +189,13 @@ COMPARISONS = {
 
 IMAGES = {"consistency-embedded": (3, 100 * 20), "consistency-sdxl-pixart": (2, 100 * 20), "consistency-sdxl-lora": (2, 50 * 20)}
 
+#: Latents at which a map is described.
+GEOMETRY = {
+    "geometry-embedded": 5 * 60 + 60 + 24 * 3 * 5 + 24**2,
+    "geometry-sd14": 3 * 20_000,
+    "geometry-sd14-slice": 512**2,
+    "geometry-sd14-trajectories": 100 * 6 * 51 + 100 * 51,
+}
 
 #: Models, partitions, and trajectories a condition.
 LADDERS = {
@@ -201,7 +210,16 @@ LADDERS = {
 
 
 def test_every_shipped_recipe_is_here() -> None:
-    assert set(recipes()) == set(COMPARISONS) | set(IMAGES) | set(LADDERS)
+    assert set(recipes()) == set(COMPARISONS) | set(IMAGES) | set(LADDERS) | set(GEOMETRY)
+
+
+@pytest.mark.parametrize("name", sorted(GEOMETRY))
+def test_a_shipped_geometry_plans_the_latents_of_its_design(name: str) -> None:
+    ((_, (probe,)),) = load_study(name).variants().values()
+    assert isinstance(probe, Geometry)
+    assert probe.directions == (64 if name == "geometry-embedded" else 120)
+    cells = [step.cell for step in plan([probe])]
+    assert sum(cell.place.rows for cell in cells if isinstance(cell, Described)) == GEOMETRY[name]
 
 
 @pytest.mark.parametrize("name", sorted(LADDERS))
@@ -245,6 +263,6 @@ def test_a_shipped_recipe_plans_the_comparisons_of_its_design(name: str) -> None
 
 
 def test_presets_by_name() -> None:
-    assert preset([], "quick") == (Drift.preset("quick"), Consistency.preset("quick"), Speciation.preset("quick"))
+    assert preset([], "quick") == tuple(kind.preset("quick") for kind in (Drift, Consistency, Geometry, Speciation))
     assert preset(["drift"], "quick") == (Drift.preset("quick"),)
     assert refusal(lambda: preset(["drfit"], "quick")) == "unknown probe 'drfit': did you mean 'drift'?"

@@ -6,12 +6,15 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import ArrayLike, NDArray
 
+from diffprobe.measures.geometry.spectrum import local_rank
 from diffprobe.measures.speciation.gaussian import gaussian_entropy
 from diffprobe.validate import VALIDATIONS, Check
 
 SPECIATION = sys.modules["diffprobe.validate.speciation"]
+GEOMETRY = sys.modules["diffprobe.validate.geometry"]
 
 
 @pytest.mark.slow
@@ -59,3 +62,32 @@ def test_a_production_of_half_the_size_is_seen(monkeypatch: pytest.MonkeyPatch) 
     checks = [check for check in SPECIATION._production() if "production" in check.what]
     assert len(checks) == 27
     assert not [check.what for check in checks if check.holds]
+
+
+@pytest.mark.parametrize("part", ["_decoders", "_denoiser", "_first_layer", "_deeper", "_partition"])
+def test_the_exact_answers_of_geometry_hold(part: str) -> None:
+    checks = list(getattr(GEOMETRY, part)())
+    assert len(checks) > 1
+    assert not [check for check in checks if not check.holds]
+
+
+def test_images_in_0_to_1_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half the Jacobian changes every volume, and no rank."""
+    monkeypatch.setattr(GEOMETRY, "_shown", lambda codec: codec.decode)
+    wrong = [check.what for check in GEOMETRY._decoders() if not check.holds]
+    assert len(wrong) == 6
+    assert not [what for what in wrong if "local rank" in what or "non-zero" in what]
+
+
+def test_the_rank_of_squares_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nu takes the entropy of singular values, not of their squares."""
+    monkeypatch.setattr(GEOMETRY, "local_rank", lambda values: local_rank(torch.square(values)))
+    wrong = [check.what for check in GEOMETRY._decoders() if not check.holds]
+    assert len(wrong) == 3
+    assert all("local rank" in what for what in wrong)
+
+
+def test_a_neighbourhood_of_half_the_radius_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = GEOMETRY.local_complexity
+    monkeypatch.setattr(GEOMETRY, "local_complexity", lambda f, z, radius, dims: plain(f, z, radius / 2, dims))
+    assert not [check.what for check in (*GEOMETRY._first_layer(), *GEOMETRY._deeper()) if check.truth and check.holds]

@@ -31,6 +31,7 @@ from diffprobe.worlds import (
 )
 from diffprobe.worlds.edits import KINDS, NO_OPS, Kind
 from diffprobe.worlds.foreign import _INKS, _OUTLINES, _PAPERS
+from diffprobe.worlds.scenes import attributes_of
 
 PLAIN = Attributes("circle", "red", "large", "grey", "none", "colour", 0.0, 0.0, 0.6)
 
@@ -53,6 +54,16 @@ def inverted() -> list[Foreign]:
 @pytest.fixture(scope="module")
 def strokes() -> list[Foreign]:
     return foreign(150, seed=3, kind="strokes")
+
+
+@pytest.fixture(scope="module")
+def shuffled() -> list[Foreign]:
+    return foreign(60, seed=3, kind="shuffled")
+
+
+@pytest.fixture(scope="module")
+def noise() -> list[Foreign]:
+    return foreign(60, seed=3, kind="noise")
 
 
 def stacked(pictures: Iterable[Scene | Foreign]) -> npt.NDArray[np.float64]:
@@ -309,7 +320,7 @@ def test_a_bad_kind_of_edit_is_refused_with_the_choices(kinds: list[Any]) -> Non
         edits(1, seed=0, kinds=kinds)
 
 
-@pytest.mark.parametrize("kind", ["inverted", "strokes"])
+@pytest.mark.parametrize("kind", ["inverted", "strokes", "shuffled", "noise"])
 def test_a_foreign_picture_is_the_same_however_many_are_asked_for(kind: Any, request: pytest.FixtureRequest) -> None:
     all_of_them: list[Foreign] = request.getfixturevalue(kind)
     for found in (foreign(1, seed=3, kind=kind, start=37)[0], foreign(40, seed=3, kind=kind)[37]):
@@ -320,8 +331,10 @@ def test_a_foreign_picture_is_the_same_however_many_are_asked_for(kind: Any, req
     assert foreign(0, seed=3, kind=kind) == []
 
 
-def test_foreign_pictures_have_the_form_of_scenes(inverted: list[Foreign], strokes: list[Foreign]) -> None:
-    for picture in (*inverted, *strokes):
+def test_foreign_pictures_have_the_form_of_scenes(
+    inverted: list[Foreign], strokes: list[Foreign], shuffled: list[Foreign], noise: list[Foreign]
+) -> None:
+    for picture in (*inverted, *strokes, *shuffled, *noise):
         assert picture.image.dtype == np.uint8
         assert picture.image.shape == (64, 64, 3)
         assert picture.image.std() > 5, picture.caption
@@ -329,7 +342,7 @@ def test_foreign_pictures_have_the_form_of_scenes(inverted: list[Foreign], strok
 
 @pytest.mark.parametrize("kind", ["invertd", "scenes", ""])
 def test_a_bad_kind_of_foreign_picture_is_refused_with_the_choices(kind: Any) -> None:
-    with pytest.raises(ValueError, match=r"unknown kind of foreign picture .*choose from inverted, strokes"):
+    with pytest.raises(ValueError, match=r"unknown kind of foreign picture .*choose from inverted, strokes, shuffled, noise"):
         foreign(1, seed=0, kind=kind)
 
 
@@ -400,3 +413,40 @@ def test_the_caption_of_handwriting_names_its_paper_and_its_ink(strokes: list[Fo
         assert f"of {ink} handwriting on " in picture.caption, picture.caption
         assert picture.caption.endswith(f"{paper} paper"), picture.caption
     assert {word for picture in strokes for word in picture.caption.split()} > {*_PAPERS, *_INKS, "ruled", "three", "six"}
+
+
+def squares(picture: npt.NDArray[np.uint8]) -> list[bytes]:
+    """The 64 squares of 8 x 8 pixels, row by row."""
+    return [picture[8 * row : 8 * row + 8, 8 * column : 8 * column + 8].tobytes() for row in range(8) for column in range(8)]
+
+
+def test_a_shuffled_picture_has_the_squares_of_a_scene_in_other_places(shuffled: list[Foreign]) -> None:
+    for index, picture in enumerate(shuffled[:20]):
+        draw = rng.stream("worlds.foreign.shuffled", 3, index)
+        attributes, _ = attributes_of(draw)
+        before, after = squares(render(attributes, draw)), squares(picture.image)
+        assert sorted(before) == sorted(after)
+        assert sum(a == b for a, b in zip(before, after, strict=True)) < 8
+        assert picture.caption == f"the shuffled squares of {caption(attributes)}"
+
+
+def test_every_square_of_a_shuffled_picture_goes_everywhere_alike() -> None:
+    """Where the first square of 320 pictures ends: uniform over the 64 places (chi-squared, 63 degrees of freedom)."""
+    places = np.zeros(64)
+    for index in range(320):
+        draw = rng.stream("worlds.foreign.shuffled", 5, index)
+        first = squares(render(attributes_of(draw)[0], draw))[0]
+        places[squares(foreign(1, seed=5, kind="shuffled", start=index)[0].image).index(first)] += 1
+    assert ((places - 5) ** 2 / 5).sum() < 63 + 4 * np.sqrt(2 * 63)
+
+
+def test_noise_is_uniform_and_independent(noise: list[Foreign]) -> None:
+    pixels = stacked(noise)
+    assert pixels.min() == 0
+    assert pixels.max() == 255
+    counts = np.bincount(pixels.astype(int).ravel(), minlength=256)
+    assert ((counts - counts.mean()) ** 2 / counts.mean()).sum() < 255 + 4 * np.sqrt(2 * 255)
+    for axis in (1, 2, 3):  # neighbours below, beside, and of another colour
+        ahead, behind = (np.roll(pixels, step, axis).ravel() for step in (0, 1))
+        assert abs(np.corrcoef(ahead, behind)[0, 1]) < 0.01
+    assert {picture.caption for picture in noise} == {"coloured noise"}

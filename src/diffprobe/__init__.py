@@ -11,12 +11,17 @@ if TYPE_CHECKING:
     from diffprobe import worlds as worlds
     from diffprobe.adapters.load import load as load
     from diffprobe.adapters.load import rig as rig
+    from diffprobe.adapters.load import with_checkpoints as with_checkpoints
     from diffprobe.errors import UserError as UserError
     from diffprobe.measures.stats import Estimate as Estimate
     from diffprobe.model import Model as Model
     from diffprobe.model import Rig as Rig
     from diffprobe.probes.consistency import Consistency as Consistency
     from diffprobe.probes.drift import Drift as Drift
+    from diffprobe.probes.geometry import Field as Field
+    from diffprobe.probes.geometry import Generated as Generated
+    from diffprobe.probes.geometry import Geometry as Geometry
+    from diffprobe.probes.geometry import Slice as Slice
     from diffprobe.probes.speciation import Partition as Partition
     from diffprobe.probes.speciation import Push as Push
     from diffprobe.probes.speciation import Speciation as Speciation
@@ -36,12 +41,16 @@ _NAMES = {
     "Consistency": "diffprobe.probes.consistency:Consistency",
     "Drift": "diffprobe.probes.drift:Drift",
     "Estimate": "diffprobe.measures.stats:Estimate",
+    "Field": "diffprobe.probes.geometry:Field",
     "GateResult": "diffprobe.runs.gate:GateResult",
+    "Generated": "diffprobe.probes.geometry:Generated",
+    "Geometry": "diffprobe.probes.geometry:Geometry",
     "Model": "diffprobe.model:Model",
     "Partition": "diffprobe.probes.speciation:Partition",
     "Push": "diffprobe.probes.speciation:Push",
     "Rig": "diffprobe.model:Rig",
     "Run": "diffprobe.runs.result:Run",
+    "Slice": "diffprobe.probes.geometry:Slice",
     "Speciation": "diffprobe.probes.speciation:Speciation",
     "Sweep": "diffprobe.probes.speciation:Sweep",
     "UserError": "diffprobe.errors:UserError",
@@ -52,6 +61,7 @@ _NAMES = {
     "open": "diffprobe.runs.result:open_run",
     "rig": "diffprobe.adapters.load:rig",
     "run": "diffprobe.runs.result:start",
+    "with_checkpoints": "diffprobe.adapters.load:with_checkpoints",
     "worlds": "diffprobe.worlds:",
 }
 __all__ = [
@@ -59,12 +69,16 @@ __all__ = [
     "Consistency",
     "Drift",
     "Estimate",
+    "Field",
     "GateResult",
+    "Generated",
+    "Geometry",
     "Model",
     "Partition",
     "Push",
     "Rig",
     "Run",
+    "Slice",
     "Speciation",
     "Sweep",
     "UserError",
@@ -75,6 +89,7 @@ __all__ = [
     "open",
     "rig",
     "run",
+    "with_checkpoints",
     "worlds",
 ]
 

@@ -277,11 +277,14 @@ def _one(study: Study, path: Path, options: _Options) -> bool:
         return True
     with out.status("reading the images and planning") if out.is_terminal else _quiet():
         steps = plan(study.probes)
-    from diffprobe.adapters.load import load, rig
+    from diffprobe.adapters.load import load, rig, with_checkpoints
     from diffprobe.runs.result import start, suited
 
     with out.status(f"loading {study.model}") if out.is_terminal else _quiet():
-        worker = rig(load(study.model, device=study.device, torch_dtype=study.torch_dtype), study.embedders, batch_size=study.batch_size)
+        under_test = load(study.model, device=study.device, torch_dtype=study.torch_dtype)
+        named = (name for probe in study.probes for name in getattr(probe, "checkpoints", ()))
+        under_test = with_checkpoints(under_test, named, study.torch_dtype)
+        worker = rig(under_test, study.embedders, study.scorers, batch_size=study.batch_size)
     probes = suited(study.probes, worker) if options.suit else study.probes
     if probes != study.probes:
         out.print(f"{study.model} cannot be asked all of this budget: it is asked what it can be")

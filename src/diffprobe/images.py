@@ -19,24 +19,38 @@ from torch import Tensor
 from diffprobe import rng, worlds
 from diffprobe.errors import UserError
 from diffprobe.manifest import Source, digest, digest_of, read, read_manifest
+from diffprobe.worlds.foreign import KINDS, Foreign, Kind
 
 __all__ = [
     "EXTENSIONS",
     "PIXEL_LIMIT",
+    "Drawn",
+    "Picture",
     "Rendered",
     "Source",
+    "caption",
+    "content",
     "digest",
+    "domain",
+    "drawn",
     "farthest_points",
     "find",
+    "is_drawn",
+    "label",
+    "listed",
     "load",
+    "name",
     "read_manifest",
     "scene",
+    "sets",
     "stratified",
 ]
 
 EXTENSIONS = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 PIXEL_LIMIT = 100_000_000
+MANIFESTS = (".json", ".jsonl", ".csv")
 _SHOWN = 10  # faults told in one message
+_WORLD, _COUNT = 2024, 100  # the seed of sets that are drawn, and how many of one where no count is given
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -49,13 +63,59 @@ class Rendered:
     backgrounds: tuple[str, ...] = tuple(worlds.BACKGROUNDS)
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Picture number `index` of the seed `world_seed` that is no scene; `kind` says of which (`worlds.foreign`)."""
+
+    kind: Kind
+    world_seed: int
+    index: int
+
+
+Picture = Source | Rendered | Drawn
+
+
 @lru_cache(maxsize=256)
 def scene(source: Rendered) -> worlds.Scene:
     """The rendered scene: its image, attributes and caption."""
     return worlds.scenes(1, source.world_seed, backgrounds=source.backgrounds, start=source.index)[0]
 
 
-def load(sources: Sequence[Source | Rendered], size: int, *, crop: bool = True) -> Tensor:
+@lru_cache(maxsize=256)
+def drawn(source: Drawn) -> Foreign:
+    """The picture that is no scene, and its caption."""
+    return worlds.foreign(1, source.world_seed, kind=source.kind, start=source.index)[0]
+
+
+def name(source: Picture) -> str:
+    """How a record names an image: its path as given, or what it is with its number."""
+    if isinstance(source, Source):
+        return source.path
+    return f"{'scene' if isinstance(source, Rendered) else source.kind} {source.world_seed}/{source.index}"
+
+
+def content(source: Picture) -> str:
+    """What an image is, whatever it is called: the digest of its file, or its number."""
+    return source.digest if isinstance(source, Source) else name(source)
+
+
+def domain(source: Picture) -> str:
+    """The part of its set that an image belongs to: a file's domain, a scene's kind of background, or the kind of what is no scene."""
+    if isinstance(source, Drawn):
+        return source.kind
+    return source.domain if isinstance(source, Source) else scene(source).attributes.domain
+
+
+def caption(source: Picture) -> str:
+    """The image's own caption; raises UserError where it is not known."""
+    if isinstance(source, Source):
+        if source.caption is None:
+            raise UserError(f"{source.path} has no caption: add one to the manifest, or leave the prompt set 'caption' out")
+        return source.caption
+    return scene(source).caption if isinstance(source, Rendered) else drawn(source).caption
+
+
+def load(sources: Sequence[Picture], size: int, *, crop: bool = True) -> Tensor:
     """Images [B, 3, size, size] float32 in [0, 1], resized from full precision, bilinear with antialiasing.
 
     The orientation of EXIF is applied, transparency is laid over white, grey and palette and CMYK become RGB; values are taken
@@ -79,7 +139,7 @@ def find(folder: Path | str) -> list[Source]:
     found, faults = [], []
     for path in sorted(_walk(folder)):
         try:
-            found.append(_listed(path, folder))
+            found.append(_found(path, folder))
         except UserError as fault:
             faults.append(str(fault))
     if faults:  # all at once, so that a folder is put in order in one go
@@ -88,6 +148,59 @@ def find(folder: Path | str) -> list[Source]:
     if not found:
         raise UserError(f"no image below '{folder}': put files there that end in {', '.join(sorted(EXTENSIONS))}")
     return found
+
+
+def listed(where: str, otherwise: str) -> list[Source]:
+    """The images of a folder or of a manifest; raises UserError where there are none, which ends with what else may be given."""
+    if os.path.isdir(where):
+        return find(where)
+    if Path(where).suffix in MANIFESTS:
+        return read_manifest(where)
+    raise UserError(f"no images at '{where}': give a folder, a manifest ({', '.join(MANIFESTS)}), or {otherwise}")
+
+
+def sets(spec: str, count: int | None) -> tuple[str, list[Picture]]:
+    """Label and images of a set by name: 'world', one of `worlds.foreign`'s kinds, a folder, a manifest, or '<label>=<any of these>'.
+
+    Without a label it has its name, or that of the folder. `count` None takes all of a folder, or 100. Of more files than `count` some
+    are drawn by address, in an order in which a larger count keeps those of a smaller one. Raises UserError.
+    """
+    if count is not None and count < 1:
+        raise UserError(f"count must be at least 1, not {count}")
+    _, where = _parts(spec)
+    if where == "world":
+        return label(spec), [Rendered(_WORLD, index) for index in range(count or _COUNT)]
+    kind = next((kind for kind in KINDS if kind == where), None)
+    if kind is not None:
+        return label(spec), [Drawn(kind, _WORLD, index) for index in range(count or _COUNT)]
+    files = listed(where, f"one of world, {', '.join(KINDS)}")
+    if count is not None and count < len(files):
+        files = [files[place] for place in rng.stream("images.sets").permutation(len(files))[:count]]
+    return label(spec), [*files]
+
+
+def label(spec: str) -> str:
+    """What a set is called, as `sets` has it, without looking at its images. Raises UserError for an empty name or place."""
+    name, where = _parts(spec)
+    if name or is_drawn(where):
+        return name or where
+    folder = Path(where).resolve()
+    return (folder if folder.is_dir() else folder.parent).name
+
+
+def is_drawn(spec: str) -> bool:
+    """Whether a name is that of a set that is drawn here, and no place of files."""
+    return spec == "world" or spec in KINDS
+
+
+def _parts(spec: str) -> tuple[str, str]:
+    """The label that a spec gives ("" where it gives none), and the set itself."""
+    given, equals, rest = spec.partition("=")
+    if not equals or os.path.exists(spec):  # a folder's name may hold the sign
+        return "", spec
+    if not (given.strip() and rest.strip()):
+        raise UserError(f"'{spec}' lacks a side: give '<label>=<images>', such as 'cats=photos/cats'")
+    return given.strip(), rest.strip()
 
 
 def farthest_points(features: npt.ArrayLike, k: int, seed: int) -> list[int]:
@@ -130,7 +243,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(root, name) for name in files if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS)
 
 
-def _listed(path: Path, folder: Path) -> Source:
+def _found(path: Path, folder: Path) -> Source:
     data, parts = read(path), path.relative_to(folder).parts
     _opened(data, str(path)).close()
     return Source(str(path), digest_of(data), parts[0] if len(parts) > 1 else "all")
@@ -157,10 +270,11 @@ def _too_large(name: str) -> UserError:
     return UserError(f"{name} has more than {PIXEL_LIMIT // 10**6} million pixels: scale it down or take it out")
 
 
-def _pixels(source: Source | Rendered) -> npt.NDArray[np.float32]:
+def _pixels(source: Picture) -> npt.NDArray[np.float32]:
     """[H, W, 3] in [0, 1]."""
-    if isinstance(source, Rendered):
-        return scene(source).image.astype(np.float32) / np.float32(255)
+    if not isinstance(source, Source):
+        found = scene(source) if isinstance(source, Rendered) else drawn(source)
+        return found.image.astype(np.float32) / np.float32(255)
     data = read(source.path)
     if digest_of(data, source.digest.partition(":")[0]) != source.digest:
         raise UserError(f"{source.path} has changed since it was listed: restore it, or start a new run")

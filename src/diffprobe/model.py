@@ -113,6 +113,15 @@ class Distance(Protocol):
     def __call__(self, a: Tensor, b: Tensor) -> Tensor: ...
 
 
+class Scorer(Protocol):
+    """Images [B, 3, H, W] in [0, 1] to one number each, [B] float32: a quality that an instrument of its own tells."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def __call__(self, images: Tensor) -> Tensor: ...
+
+
 @runtime_checkable
 class TextEmbedder(Protocol):
     """An embedder that puts texts in the same space: [N] texts to [N, D] float32."""
@@ -124,7 +133,8 @@ class TextEmbedder(Protocol):
 class Model:
     """What is under test. A capability that it lacks is None. `identity` names the weights (a digest) and where they came from.
 
-    `shape` is that of one x of the denoiser, such as (4, 64, 64): what a trajectory from pure noise needs to begin.
+    `shape` is that of one x of the denoiser, such as (4, 64, 64): what a trajectory from pure noise needs to begin. `checkpoints`
+    are the same model at other moments of its training, by name in their order, each loaded when it is asked for.
     """
 
     name: str
@@ -137,6 +147,7 @@ class Model:
     device: str = "cpu"
     identity: Mapping[str, str] = field(default_factory=dict)
     shape: tuple[int, ...] | None = None
+    checkpoints: Mapping[str, Callable[[], Model]] = field(default_factory=dict)
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -168,9 +179,10 @@ class Memo:
 
 @dataclass(frozen=True, eq=False)
 class Rig:
-    """What one worker holds: the model and its instruments, which look at single images (`embedders`) or compare two (`distances`).
+    """What one worker holds: the model and its instruments.
 
-    `batch_size`, how many images run at once, is no part of a cell's identity.
+    They turn images into features (`embedders`), compare two (`distances`) or give each a number (`scorers`). `batch_size`, how many
+    images run at once, is no part of a cell's identity.
     """
 
     model: Model
@@ -178,6 +190,7 @@ class Rig:
     batch_size: int = 16
     memo: Memo = field(default_factory=Memo)
     distances: Mapping[str, Distance] = field(default_factory=dict)
+    scorers: Mapping[str, Scorer] = field(default_factory=dict)
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -187,5 +200,5 @@ class Rig:
     @property
     def fingerprints(self) -> dict[str, str]:
         """Every instrument by its name and fingerprint."""
-        instruments: dict[str, Embedder | Distance] = {**self.embedders, **self.distances}
+        instruments: dict[str, Embedder | Distance | Scorer] = {**self.embedders, **self.distances, **self.scorers}
         return {name: instrument.fingerprint for name, instrument in instruments.items()}

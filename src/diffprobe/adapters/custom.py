@@ -1,4 +1,4 @@
-"""Instruments of one's own, by import path: a network, a class or a function that turns images into features."""
+"""Instruments of one's own, by import path: a network, a class or a function that turns images into features or scores."""
 
 from __future__ import annotations
 
@@ -56,7 +56,17 @@ def load_custom(name: str, options: LoadOptions) -> Embedder:
 
     One that has a `fingerprint` is taken as it is. Raises UserError (exit code 4) where it cannot be imported or made.
     """
-    device, _ = options.place()
+    look, source = bring(name, "embedder")
+    if told(look) is not None:
+        return cast(Embedder, look)
+    return CustomEmbedder(name, *placed(name, look, source, options))
+
+
+def bring(name: str, what: str) -> tuple[Any, str | None]:
+    """What an import path names, or what a class or function without arguments there makes; and its source file.
+
+    Raises UserError (exit code 4), which calls it `what`, where it cannot be imported, made or called.
+    """
     module, _, attribute = name.partition(":")
     try:
         found: Any = importlib.import_module(module)
@@ -65,15 +75,25 @@ def load_custom(name: str, options: LoadOptions) -> Embedder:
             found = getattr(found, part)
         look = found() if inspect.isclass(found) or _makes(found) else found
     except Exception as error:  # it is somebody's code, which may raise anything
-        told = str(error).strip().partition("\n")[0][:200]
-        raise UserError(f"cannot load the embedder '{name}' ({type(error).__name__}: {told}): is its folder on PYTHONPATH?", 4) from error
+        why = str(error).strip().partition("\n")[0][:200]
+        raise UserError(f"cannot load the {what} '{name}' ({type(error).__name__}: {why}): is its folder on PYTHONPATH?", 4) from error
     if not callable(look):
         raise UserError(f"'{name}' ({type(look).__name__}) cannot be called: name a torch module, a class or a function", 4)
-    if isinstance(getattr(look, "fingerprint", None), str):
-        return cast(Embedder, look)
+    return look, source
+
+
+def told(look: object) -> str | None:
+    """The fingerprint that an instrument gives itself, if it does."""
+    given = getattr(look, "fingerprint", None)
+    return given if isinstance(given, str) else None
+
+
+def placed(name: str, look: Any, source: str | None, options: LoadOptions) -> tuple[Callable[[Tensor], Any], torch.device, str]:
+    """What was brought, a module on the device and ready to look; the device; and the fingerprint."""
+    device, _ = options.place()
     if isinstance(look, nn.Module):
         look = look.to(device).eval()
-    return CustomEmbedder(name, look, device, _fingerprint(name, look, source))
+    return look, device, _fingerprint(name, look, source)
 
 
 def _makes(found: object) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -49,6 +50,12 @@ def load(
     return load_pipeline(spec, options)
 
 
+def with_checkpoints(model: Model, specs: Iterable[str], torch_dtype: Literal["float32", "bfloat16", "float16"] | None = None) -> Model:
+    """The model with others as its checkpoints, by their specs in order; each is loaded when it is asked for, where the model runs."""
+    later = {spec: partial(load, spec, device=model.device, torch_dtype=torch_dtype) for spec in specs}
+    return replace(model, checkpoints={**model.checkpoints, **later})
+
+
 def _with_lora(spec: str, options: LoadOptions) -> Model:
     """'<pipeline>+<LoRA>' or '<pipeline>+<scale>*<LoRA>'; members of the family stand on either side by name, and are identified by it."""
     from diffprobe.adapters.diffusers import load_pipeline
@@ -82,20 +89,25 @@ def _scaled(lora: str) -> tuple[float, str]:
     return scale, place
 
 
-def rig(model: Model, embedders: Sequence[str] = ("embedded",), *, batch_size: int = 16) -> Rig:
-    """The model with its instruments by name, of EMBEDDERS, of DISTANCES, or an import path. They run where the model runs.
+def rig(model: Model, embedders: Sequence[str] = ("embedded",), scorers: Sequence[str] = (), *, batch_size: int = 16) -> Rig:
+    """The model with its instruments by name, of EMBEDDERS, DISTANCES and `scorers.SCORERS`, or import paths; they run where it runs.
 
     Raises UserError for a name that is not known or given twice before anything is loaded.
     """
-    options = LoadOptions(device=model.device)
+    from diffprobe.adapters.scorers import scorer
+
+    options, named = LoadOptions(device=model.device), [*embedders, *scorers]
     for name in embedders:
         if name.partition(":")[0] not in DISTANCES:
             _loader(name)
-        if list(embedders).count(name) > 1:
+    scoring = {name: scorer(name) for name in scorers}
+    for name in named:
+        if named.count(name) > 1:
             raise UserError(f"the instrument '{name}' is named twice: name it once")
     looks = {name: load_embedder(name, options) for name in embedders if name.partition(":")[0] not in DISTANCES}
     comparisons = {name: load_distance(name, options) for name in embedders if name not in looks}
-    found = Rig(model, looks, batch_size, distances=comparisons)
+    scores = {name: load(options) for name, load in scoring.items()}
+    found = Rig(model, looks, batch_size, distances=comparisons, scorers=scores)
     names = {fingerprint: name for name, fingerprint in found.fingerprints.items()}
     for name, fingerprint in found.fingerprints.items():
         if names[fingerprint] != name:

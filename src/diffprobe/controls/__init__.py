@@ -1,5 +1,20 @@
 """What to do about what was measured: controls for deployed pipelines."""
 
-from diffprobe.controls.guidance_interval import Applied, GuidanceInterval, apply, propose
+from diffprobe.controls.deployed import Applied
+from diffprobe.controls.geometry_guidance import GeometryGuide, apply_guide, steered
+from diffprobe.controls.guidance_interval import GuidanceInterval, apply, propose
+from diffprobe.controls.guide_labels import LabelSettings
+from diffprobe.controls.guide_training import GuideSettings, train_guide
 
-__all__ = ["Applied", "GuidanceInterval", "apply", "propose"]
+__all__ = [
+    "Applied",
+    "GeometryGuide",
+    "GuidanceInterval",
+    "GuideSettings",
+    "LabelSettings",
+    "apply",
+    "apply_guide",
+    "propose",
+    "steered",
+    "train_guide",
+]

@@ -124,6 +124,19 @@ def _mean_cosine(x: Tensor) -> Tensor:
     return mean
 
 
+def sharpness(images: Tensor) -> Tensor:
+    """The mean squared gradient of images [B, C, H, W] in [0, 1], float64 [B], by differences of neighbouring pixels.
+
+    mean (x[i+1, j] - x[i, j])^2 + mean (x[i, j+1] - x[i, j])^2: 0 for a constant image, 1/3 for independent uniform pixels. It depends
+    on the size: compare images of one. Raises ValueError for images of a single row or column.
+    """
+    if images.ndim != 4 or min(images.shape[-2:]) < 2:
+        raise ValueError(f"sharpness compares neighbouring pixels of images [B, C, H, W], and {list(images.shape)} has none on one side")
+    values = images.double()
+    down, across = (values.diff(dim=dim).square().mean((1, 2, 3)) for dim in (-2, -1))
+    return down + across
+
+
 def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     if a.shape != b.shape or a.ndim != 4:
         raise ValueError(f"need two image batches [B, C, H, W] of one shape, not {list(a.shape)} and {list(b.shape)}: resize one first")

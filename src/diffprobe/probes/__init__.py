@@ -2,11 +2,13 @@
 
 from diffprobe.probes.consistency import Consistency
 from diffprobe.probes.drift import Drift
+from diffprobe.probes.geometry import Geometry
 from diffprobe.probes.speciation import Speciation
 
 #: Every probe by its name.
-PROBES: dict[str, type[Drift] | type[Consistency] | type[Speciation]] = {
+PROBES: dict[str, type[Drift] | type[Consistency] | type[Geometry] | type[Speciation]] = {
     "drift": Drift,
     "consistency": Consistency,
+    "geometry": Geometry,
     "speciation": Speciation,
 }

@@ -102,7 +102,8 @@ class Chart:
     """What a chart shows; the report decides how it looks. `rows` are flat, JSON-ready, and aggregated.
 
     kind "line": y over x, one line a series, with a band where `lo` and `hi` name columns. "interval": points with error
-    bars. "bar": one bar a category of x with error bars. "scatter": points alone. "stack": bars stacked by series.
+    bars. "bar": one bar a category of x with error bars. "scatter": points alone. "stack": bars stacked by series. "map": a tile
+    at every x and y of a grid, coloured by `value`.
     `curves` are fitted lines drawn over it (same columns, without intervals). `guide` is a thin line to read by: where the value
     is zero, or where it equals x.
     """
@@ -110,7 +111,7 @@ class Chart:
     name: str
     title: str
     caption: str
-    kind: Literal["line", "interval", "bar", "scatter", "stack"]
+    kind: Literal["line", "interval", "bar", "scatter", "stack", "map"]
     rows: tuple[Row, ...]
     x: Axis
     y: Axis
@@ -120,6 +121,7 @@ class Chart:
     facet: Axis | None = None
     curves: tuple[Row, ...] = ()
     guide: Literal["zero", "diagonal"] | None = None
+    value: Axis | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from numbers import Real
 from typing import Any
 
@@ -14,7 +15,8 @@ from diffprobe.report.numbers import finite, label, plain
 
 Domains = Mapping[str, Sequence[str]]
 
-_FIELDS = ("x", "y", "lo", "hi", "series", "facet")
+_FIELDS = ("x", "y", "lo", "hi", "series", "facet", "value")
+_MAP = 320  # pixels along each side of a map
 #: Names that the tooltip's renderer would take for a heading and for the address of a picture.
 _TIPS = {"title": "Title", "image": "Image"}
 #: A click on a legend's entry fades all others. Its name is fixed, since generated ones would differ from report to report.
@@ -39,13 +41,16 @@ def spec(chart: Chart, domains: Domains) -> dict[str, Any]:
     """
     values = rows(chart)
     data = alt.InlineData(values=values)
-    layers = alt.layer(*_layers(chart, domains))
+    layers = alt.layer(*(_tiles(chart) if chart.kind == "map" else _layers(chart, domains)))
     described = f"{chart.title}. {chart.caption}"
     if chart.facet is not None:
         panels = list(dict.fromkeys(row["facet"] for row in values))
         facet = alt.Facet("facet:N", title=None, sort=panels)
-        sized = layers.properties(width=220, height=_height(chart, 160))
+        side = _MAP // 2 if chart.kind == "map" else 160
+        sized = layers.properties(width=side if chart.kind == "map" else 220, height=_height(chart, side))
         built = sized.facet(facet=facet, columns=2 if len(panels) in (2, 4) else 3, data=data, description=described).to_dict()
+    elif chart.kind == "map":
+        built = layers.properties(data=data, width=_MAP, height=_MAP, description=described).to_dict()
     else:
         fit = alt.AutoSizeParams(type="fit-x", contains="padding")
         sized = layers.properties(data=data, width="container", height=_height(chart, 250), description=described, autosize=fit)
@@ -80,7 +85,7 @@ def legend(chart: Chart) -> str:
     """What bands, bars and dashes stand for, and how many points could not be drawn; empty where nothing needs saying."""
     marks = {"line": "Bands are intervals.", "interval": "Lines through points are intervals.", "bar": "Lines on bars are intervals."}
     parts = [marks[chart.kind]] if chart.kind in marks and chart.lo and chart.hi else []
-    parts += ["Dashed curves are fits."] if chart.curves else []
+    parts += [] if not chart.curves else ["Rings mark where it was made from."] if chart.kind == "map" else ["Dashed curves are fits."]
     missing = sum(row["x"] is None or row["y"] is None for row in rows(chart) if not row["curve"])
     parts += [f"Without a value to draw: {missing} of {len(chart.rows)}."] if missing else []
     return " ".join(parts)
@@ -117,6 +122,34 @@ def _layers(chart: Chart, domains: Domains) -> list[alt.Chart]:
         # The legend is built by the first layer, and answers to a click only where that layer holds the selection.
         layers[0] = layers[0].properties(name="marks").add_params(_PICK)
     return layers if chart.guide is None else [*layers, _guide(chart)]
+
+
+def _tiles(chart: Chart) -> list[alt.Chart]:
+    """A tile around every point of a grid, as wide as the grid's steps, and rings at the chart's curves."""
+    assert chart.value is not None
+    # A little wider than the step, so that no seam shows between tiles.
+    half = {name: 0.51 * _step([row.get(axis.column) for row in chart.rows]) for name, axis in (("x", chart.x), ("y", chart.y))}
+    ends = {f"{name}{sign}": f"datum.{name} {'+' if sign else '-'} {width}" for name, width in half.items() for sign in (0, 1)}
+    x, y = (alt.Axis(grid=False, title=axis.title) for axis in (chart.x, chart.y))
+    place = {
+        "x": alt.X("x0:Q", axis=x, scale=alt.Scale(zero=False, nice=False)),
+        "y": alt.Y("y0:Q", axis=y, scale=alt.Scale(zero=False, nice=False)),
+        "x2": "x1:Q",
+        "y2": "y1:Q",
+    }
+    colour = alt.Color("value:Q", scale=alt.Scale(scheme="viridis"), legend=alt.Legend(title=chart.value.title, offset=12))
+    tiles = alt.Chart().transform_filter("!datum.curve").transform_calculate(**ends)
+    drawn = [tiles.mark_rect().encode(**place, color=colour, tooltip=_tooltips(chart))]
+    if chart.curves:
+        rings = alt.Chart().transform_filter("datum.curve").mark_point(color="white", size=90, strokeWidth=2.5).encode(x="x:Q", y="y:Q")
+        drawn.append(rings)
+    return drawn
+
+
+def _step(values: Sequence[Any]) -> float:
+    """The distance of neighbours on an axis of a grid."""
+    known = sorted({number for number in map(finite, values) if number is not None})
+    return min((b - a for a, b in pairwise(known)), default=1.0)
 
 
 def _guide(chart: Chart) -> alt.Chart:
@@ -186,6 +219,7 @@ def _tooltips(chart: Chart) -> list[alt.Tooltip]:
     titles = {"x": chart.x.title, "y": chart.y.title, "lo": "from", "hi": "to"}
     titles |= {"series": chart.series.title} if chart.series else {}
     titles |= {"facet": "panel"} if chart.facet else {}
+    titles |= {"value": chart.value.title} if chart.value else {}
     tips = []
     for name, column in _columns(chart).items():
         values = [row.get(column) for row in chart.rows]
@@ -200,7 +234,7 @@ def _tooltips(chart: Chart) -> list[alt.Tooltip]:
 def _columns(chart: Chart) -> dict[str, str]:
     """Name in the specification to column of the rows."""
     series, facet = (axis.column if axis else None for axis in (chart.series, chart.facet))
-    axes = (chart.x.column, chart.y.column, chart.lo, chart.hi, series, facet)
+    axes = (chart.x.column, chart.y.column, chart.lo, chart.hi, series, facet, chart.value.column if chart.value else None)
     named = {name: column for name, column in zip(_FIELDS, axes, strict=True) if column}
     further = dict.fromkeys(column for row in chart.rows for column in row if column not in named.values())
     return named | {f"e{i}": column for i, column in enumerate(further)}

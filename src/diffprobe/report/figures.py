@@ -37,5 +37,5 @@ def write_figures(document: Document, folder: Path) -> list[Path]:
 def _standalone(spec: dict[str, Any], title: str) -> dict[str, Any]:
     """The specification with what the page gives around it: a width, a title, the light scheme, margins."""
     config = {**theme.paint(theme.CONFIG, theme.LIGHT), "font": _FONT}
-    width = {} if "facet" in spec else {"width": _WIDTH}
+    width = {"width": _WIDTH} if spec.get("width") == "container" else {}
     return {**spec, **width, "title": title, "config": config, "padding": 12}

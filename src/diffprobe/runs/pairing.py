@@ -86,7 +86,7 @@ def cause(base: Run, other: Run, probe: str, across: Collection[str]) -> str:
     frames = [run.records(probe) for run in (base, other)]
 
     def common(chosen: Sequence[str]) -> bool:
-        return bool(chosen) and bool(set.intersection(*(set(frame[chosen].itertuples(index=False, name=None)) for frame in frames)))
+        return bool(chosen) and bool(set.intersection(*(set(_keys(frame, chosen)) for frame in frames)))
 
     if common(columns):
         return f"every row of {probe} that both have is flagged in {base.path} or {other.path}"
@@ -167,11 +167,17 @@ def _frame(run: Run, tables: dict[str, Any], probe: Probe, columns: list[str]) -
     if probe.rows not in tables:
         raise UserError(f"nothing of {probe.name} is measured in {run.path} yet: run it first")
     frame: pd.DataFrame = tables[probe.rows].to_pandas()
-    frame.index = pd.Index(list(frame[columns].itertuples(index=False, name=None)), tupleize_cols=False)
+    frame.index = pd.Index(_keys(frame, columns), tupleize_cols=False)
     if frame.index.has_duplicates:
         twice = dict(zip(columns, frame.index[frame.index.duplicated()][0], strict=True))
         raise UserError(f"{run.path} has several rows for {twice}: a row must pair with one row, so compare across fewer settings")
     return frame
+
+
+def _keys(frame: pd.DataFrame, columns: Sequence[str]) -> list[tuple[Any, ...]]:
+    """What each row is known by; where a column does not apply, it is None in both runs."""
+    known = frame[list(columns)].astype(object)
+    return list(known.where(known.notna(), None).itertuples(index=False, name=None))
 
 
 def _name(comparable: Comparable, across: Collection[str]) -> tuple[Any, ...]:

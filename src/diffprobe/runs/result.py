@@ -147,8 +147,8 @@ def start(
 def suited(probes: Iterable[Probe], rig: Rig) -> tuple[Probe, ...]:
     """Of several probes those that this rig can be asked, without what its model has no axis for; all where it can be asked none."""
     chosen = tuple(probes)
-    able = tuple(probe for probe in chosen if probe.needs <= rig.capabilities)
-    return tuple(probe.suited(rig.model) if probe in able else probe for probe in (able or chosen))
+    fitted = tuple(probe.suited(rig.model) for probe in chosen)
+    return tuple(probe for probe in fitted if probe.needs <= rig.capabilities) or chosen
 
 
 def check(probes: Iterable[Probe], rig: Rig) -> None:

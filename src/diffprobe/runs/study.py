@@ -33,6 +33,7 @@ class Study(BaseModel):
     model: str = "embedded"
     models: dict[str, Variant] = Field(default_factory=dict)
     embedders: tuple[str, ...] = ("embedded",)
+    scorers: tuple[str, ...] = ()
     device: str = "auto"
     torch_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     batch_size: int = Field(default=16, ge=1)

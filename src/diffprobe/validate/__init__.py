@@ -7,8 +7,14 @@ from collections.abc import Callable, Iterator
 from diffprobe.validate.check import Check
 from diffprobe.validate.consistency import consistency
 from diffprobe.validate.drift import drift
+from diffprobe.validate.geometry import geometry
 from diffprobe.validate.speciation import speciation
 
 __all__ = ["VALIDATIONS", "Check"]
 
-VALIDATIONS: dict[str, Callable[[], Iterator[Check]]] = {"drift": drift, "consistency": consistency, "speciation": speciation}
+VALIDATIONS: dict[str, Callable[[], Iterator[Check]]] = {
+    "drift": drift,
+    "consistency": consistency,
+    "geometry": geometry,
+    "speciation": speciation,
+}

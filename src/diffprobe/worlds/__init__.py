@@ -3,7 +3,7 @@
 One object (shape, colour, size, position, an optional detail) stands on a background, at times in black and white.
 The attributes live on several spatial scales: tone and background are global, the detail is a few pixels wide.
 Beside it: `edits`, pairs of scenes with the instruction that leads from one to the other, and `foreign`, pictures
-from two other worlds, one near and one far.
+that are no scenes: another world's, handwriting, scenes in disorder, and noise.
 """
 
 from diffprobe.worlds.attributes import (

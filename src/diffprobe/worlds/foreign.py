@@ -1,4 +1,4 @@
-"""Pictures from two other worlds, for tests that ask whether a model notices what it was not trained on."""
+"""Pictures that are no scenes, from near to far, for tests that ask whether a model notices what it was not trained on."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ import numpy.typing as npt
 
 from diffprobe import rng
 from diffprobe.worlds.attributes import COLOURS, Attributes, caption
-from diffprobe.worlds.drawing import SIZE, Array, X, Y, background, box, clouds, paint
+from diffprobe.worlds.drawing import SIZE, Array, X, Y, background, box, clouds, paint, render
 from diffprobe.worlds.scenes import attributes_of
 
-Kind = Literal["inverted", "strokes"]
+Kind = Literal["inverted", "strokes", "shuffled", "noise"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 #: What stands in the pictures of the inverted world; no scene holds any of it.
 UNSEEN = ("ring", "crescent", "hexagon", "arrow", "spiral", "letter E")
 _PAPERS = {"white": (0.97, 0.97, 0.96), "cream": (0.96, 0.91, 0.78), "yellow": (0.98, 0.93, 0.58), "blue": (0.82, 0.89, 0.95)}
 _INKS = {"black": (0.08, 0.08, 0.10), "blue": (0.10, 0.16, 0.55), "brown": (0.36, 0.20, 0.08), "red": (0.70, 0.10, 0.12)}
 _NUMBERS = ("three", "four", "five", "six", "seven")
+_BLOCK = 8  # pixels a side of what is shuffled
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """A picture that is no scene: `image` uint8 [64, 64, 3] sRGB, a caption that says what it is, and the world it is from."""
+    """A picture that is no scene: `image` uint8 [64, 64, 3] sRGB, a caption that says what it is, and its kind."""
 
     image: npt.NDArray[np.uint8]
     caption: str
@@ -33,14 +34,16 @@ class Foreign:
 
 
 def foreign(n: int, seed: int, *, kind: Kind, start: int = 0) -> list[Foreign]:
-    """The pictures number start to start + n of another world; picture i is the same however many are asked for.
+    """The pictures number start to start + n of a kind; picture i is the same however many are asked for.
 
     "inverted" is near to the scenes: the same light and backgrounds, but shapes of UNSEEN, and all of it as a photographic negative.
-    "strokes" is far: rows of handwriting on paper, in no language. Raises ValueError for an unknown kind.
+    "strokes" is far: rows of handwriting on paper, in no language. "shuffled" has the pixels of a scene (one of its own, that no other
+    set holds) in squares of 8 x 8 that changed places at random, so it differs in structure alone. "noise" has no structure: every
+    channel of every pixel is uniform. Raises ValueError for an unknown kind.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown kind of foreign picture {kind}: choose from {', '.join(KINDS)}")
-    draw = _inverted if kind == "inverted" else _strokes
+    draw = _DRAW[kind]
     return [Foreign(*draw(rng.stream(f"worlds.foreign.{kind}", seed, index)), kind) for index in range(start, start + n)]
 
 
@@ -173,3 +176,24 @@ def _splat(x: Array, y: Array, weight: Array, sigma: float) -> Array:
     cells = (np.clip(rows, 0, SIZE - 1)[:, :, None] * SIZE + np.clip(columns, 0, SIZE - 1)[:, None, :]).ravel()
     dots = (weight[:, None, None] * down[:, :, None] * across[:, None, :]).ravel()
     return np.bincount(cells, dots, SIZE * SIZE).reshape(SIZE, SIZE).astype(np.float32)
+
+
+def _shuffled(draw: np.random.Generator) -> tuple[npt.NDArray[np.uint8], str]:
+    """A whole scene first, then the places of its squares."""
+    attributes, _ = attributes_of(draw)
+    side = SIZE // _BLOCK
+    squares = render(attributes, draw).reshape(side, _BLOCK, side, _BLOCK, 3).swapaxes(1, 2).reshape(side**2, _BLOCK, _BLOCK, 3)
+    moved = squares[draw.permutation(side**2)].reshape(side, side, _BLOCK, _BLOCK, 3).swapaxes(1, 2)
+    return np.ascontiguousarray(moved.reshape(SIZE, SIZE, 3)), f"the shuffled squares of {caption(attributes)}"
+
+
+def _noise(draw: np.random.Generator) -> tuple[npt.NDArray[np.uint8], str]:
+    return draw.integers(256, size=(SIZE, SIZE, 3), dtype=np.uint8), "coloured noise"
+
+
+_DRAW: dict[Kind, Callable[[np.random.Generator], tuple[npt.NDArray[np.uint8], str]]] = {
+    "inverted": _inverted,
+    "strokes": _strokes,
+    "shuffled": _shuffled,
+    "noise": _noise,
+}

@@ -25,6 +25,7 @@ from diffprobe.measures.stats.intervals import (
 )
 from diffprobe.measures.stats.paired import Difference, paired_difference, shift
 from diffprobe.measures.stats.samples import IndependentDifference, independent_difference, rank_correlation, welch
+from diffprobe.measures.stats.separation import PairedSeparation, auroc, paired_auroc
 from diffprobe.measures.stats.variance import VarianceComponents, spread_interval, variance_components
 
 __all__ = [
@@ -35,7 +36,9 @@ __all__ = [
     "IndependentDifference",
     "Interval",
     "NonInferiority",
+    "PairedSeparation",
     "VarianceComponents",
+    "auroc",
     "benjamini_hochberg",
     "bootstrap",
     "cliffs_delta",
@@ -51,6 +54,7 @@ __all__ = [
     "minimum_detectable_difference",
     "mover",
     "non_inferiority",
+    "paired_auroc",
     "paired_difference",
     "paired_effect",
     "rank_correlation",

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from diffprobe.model import GenerateSettings, Rig
 from diffprobe.probes.base import Cell, Cost
-from diffprobe.probes.consistency.prompts import Prompt
 from diffprobe.probes.looks import LOSSLESS, features, flaw, vectors, webp
+from diffprobe.probes.prompts import Prompt
 
 
 @dataclass(frozen=True)

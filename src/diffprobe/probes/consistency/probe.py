@@ -12,8 +12,8 @@ from diffprobe.model import GenerateSettings, Model
 from diffprobe.probes.base import Comparable, Findings, Records
 from diffprobe.probes.consistency.cells import Asked, Samples
 from diffprobe.probes.consistency.compared import comparables
-from diffprobe.probes.consistency.prompts import read_prompts
 from diffprobe.probes.consistency.summary import Wanted, summarise
+from diffprobe.probes.prompts import read_prompts
 
 _CHUNK = 20  # images a cell
 

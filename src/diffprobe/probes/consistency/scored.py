@@ -13,7 +13,7 @@ from diffprobe.measures.consistency import Consistency, score, typicality
 from diffprobe.measures.sets.diversity import subsample_interval, vendi_score
 from diffprobe.measures.stats.intervals import Interval
 from diffprobe.probes.base import Records
-from diffprobe.probes.consistency.prompts import Prompt
+from diffprobe.probes.prompts import Prompt
 
 Array = npt.NDArray[np.float64]
 _FEATURE = "feature:"

@@ -9,8 +9,8 @@ import numpy as np
 from diffprobe.measures.stats import Estimate, holm
 from diffprobe.measures.stats.samples import rank_correlation, welch
 from diffprobe.probes.base import estimated
-from diffprobe.probes.consistency.prompts import Prompt, has, words
 from diffprobe.probes.consistency.scored import ImageSet
+from diffprobe.probes.prompts import Prompt, has, words
 
 UNNAMED = "not named"
 _FEWEST = 5  # prompts on either side of a comparison

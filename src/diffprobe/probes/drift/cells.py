@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffprobe import images, rng
 from diffprobe.errors import UserError
-from diffprobe.images import Rendered, Source
+from diffprobe.images import Picture, caption, content, domain, name
 from diffprobe.measures import drift, similarity
 from diffprobe.model import EditSettings, Level, Rig
 from diffprobe.probes.base import Cell, Cost
@@ -30,7 +30,7 @@ class Originals:
     """
 
     version: ClassVar[int] = 1
-    sources: tuple[Source | Rendered, ...]
+    sources: tuple[Picture, ...]
     resolution: int | None
     measured: int | None
     keep: bool
@@ -169,29 +169,6 @@ class Edits:
             columns["linear"] = valid(linear(rig, latents, moved - latents), flags)
         columns["picture"] = [webp(image) if self.originals.keep and not flag else None for image, flag in zip(shown, flags, strict=True)]
         return pa.table(columns)
-
-
-def name(source: Source | Rendered) -> str:
-    """How a record names an image: its path as given, or the scene's number."""
-    return source.path if isinstance(source, Source) else f"scene {source.world_seed}/{source.index}"
-
-
-def content(source: Source | Rendered) -> str:
-    """What an image is, whatever it is called: the digest of its file, or the scene's number."""
-    return source.digest if isinstance(source, Source) else name(source)
-
-
-def domain(source: Source | Rendered) -> str:
-    return source.domain if isinstance(source, Source) else images.scene(source).attributes.domain
-
-
-def caption(source: Source | Rendered) -> str:
-    """The image's own caption; raises UserError where it is not known."""
-    if isinstance(source, Rendered):
-        return images.scene(source).caption
-    if source.caption is None:
-        raise UserError(f"{source.path} has no caption: add one to the manifest, or leave the prompt set 'caption' out")
-    return source.caption
 
 
 def equal_start(rig: Rig, strength: float, steps: int, reference: int | None) -> float:

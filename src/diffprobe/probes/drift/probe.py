@@ -6,15 +6,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from diffprobe import images
 from diffprobe.errors import UserError, unknown
-from diffprobe.images import Rendered, Source
+from diffprobe.images import Picture, caption
 from diffprobe.model import Model
 from diffprobe.probes.base import Comparable, Findings, Records
-from diffprobe.probes.drift.cells import DecoderNoise, Edits, Originals, caption
+from diffprobe.probes.drift.cells import DecoderNoise, Edits, Originals
 from diffprobe.probes.drift.prompts import PROMPT_SETS
 from diffprobe.probes.drift.slices import SETTING, Asked
 from diffprobe.probes.drift.summary import comparables, summarise
@@ -163,20 +162,11 @@ class Drift:
     def _seeds(self, seed: int, start: int, n: int) -> tuple[int, ...]:
         return (seed,) * n if self.same_seed else tuple(range(seed + start, seed + start + n))
 
-    def sources(self) -> Sequence[Source | Rendered]:
+    def sources(self) -> Sequence[Picture]:
         """The images of the study; raises UserError for what is missing, unreadable or not as the manifest says."""
-        found: Sequence[Source | Rendered]
         if self.images == "world":
-            found = [Rendered(world_seed=2024, index=index) for index in range(self.count or 24)]
-        elif Path(self.images).is_dir():
-            found = images.find(Path(self.images))
-        elif Path(self.images).suffix in {".json", ".jsonl", ".csv"}:
-            found = images.read_manifest(Path(self.images))
-        else:
-            raise UserError(
-                f"no images at '{self.images}': give a folder, a manifest (.json, .jsonl, .csv), or 'world' for rendered scenes"
-            )
-        return found[: self.count]
+            return images.sets("world", self.count or 24)[1]
+        return images.listed(self.images, "'world' for rendered scenes")[: self.count]
 
     def summarise(self, records: Records) -> Findings:
         """Estimates, verdicts, charts and gallery from the records alone."""

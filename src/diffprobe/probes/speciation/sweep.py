@@ -12,7 +12,7 @@ from diffprobe import images, rng, worlds
 from diffprobe.errors import UserError
 from diffprobe.images import Rendered, Source
 from diffprobe.model import Model
-from diffprobe.probes.consistency.prompts import read_prompts
+from diffprobe.probes.prompts import read_prompts
 from diffprobe.probes.speciation.sweep_cells import OTHERS, Guided, Range, Reference, Setting, guided_levels, sigma
 from diffprobe.worlds.scenes import attributes_of
 

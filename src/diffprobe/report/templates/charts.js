@@ -25,7 +25,9 @@
     const panels = new Set(spec.data.values.map((row) => row.facet)).size;
     const most = Math.max(1, Math.min(4, panels, Math.floor((width - room) / narrowest)));
     const columns = Math.ceil(panels / Math.ceil(panels / most));
-    return { ...spec, columns, spec: { ...spec.spec, width: Math.max(120, Math.floor((width - room - 20 * (columns - 1)) / columns)) } };
+    const side = Math.max(120, Math.floor((width - room - 20 * (columns - 1)) / columns));
+    const height = spec.spec.width === spec.spec.height ? side : spec.spec.height; // what is square stays so
+    return { ...spec, columns, spec: { ...spec.spec, width: side, height } };
   }
 
   async function embed(plot, room) {
