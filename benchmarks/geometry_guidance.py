@@ -9,7 +9,9 @@ import argparse
 import json
 import os
 import platform
-import time
+from collections import Counter
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,9 @@ from zoo.data import HEADS, HELD_OUT
 
 RESULTS = Path(__file__).parent / "results" / "geometry_guidance.jsonl"
 LEARNT_FROM = 3  # the seed of a world that no other script draws from
-STRENGTHS = (-16.0, -8.0, -4.0, 0.0, 4.0, 8.0, 16.0)
+STRENGTHS = (-30.0, -10.0, -3.0, 0.0, 3.0, 10.0, 30.0)
+#: What prompts name. The background decides most of psi in this world: a prompt that names it leaves a guide little to choose.
+NAMED = {"open": ("size", "colour", "shape", "detail"), "full": ("size", "colour", "shape", "detail", "background")}
 Numbers = dict[str, Any]
 
 
@@ -43,6 +47,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[200, 400], help="to learn from, one number a target")
     parser.add_argument("--directions", type=int, default=24)
     parser.add_argument("--strengths", type=float, nargs="+", default=STRENGTHS)
+    parser.add_argument("--prompts", nargs="+", default=["open", "full"], choices=list(NAMED), help="without and with the background")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0])
     parser.add_argument("--samples", type=int, default=48)
     parser.add_argument("--steps", type=int, default=25)
@@ -51,27 +56,28 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     model = load("embedded")
-    judge = Judge(model, given.samples, given.directions)
+    judges = {named: Judge(model, given.samples, given.directions, NAMED[named]) for named in given.prompts}
     for target, images in zip(given.targets, given.images, strict=True):
-        guide, seconds = _guide(model, target, images, given)
+        guide = _guide(model, target, images, given)
         common = {"benchmark": "geometry_guidance", "target": target, "images": images, **_machine(given)}
-        _write(
-            common | {"kind": "guide", **{key: round(value, 4) for key, value in guide.quality.items()}, "training_s": round(seconds, 1)}
-        )
-        for scale in given.guidance:
+        _write(common | {"kind": "guide", **{key: round(value, 4) for key, value in guide.quality.items()}})
+        for named, scale in product(given.prompts, given.guidance):
+            judge = judges[named]
             found = [judge(_sampled(model, guide, judge.prompts, scale, strength, given.steps)) for strength in given.strengths]
             for line in _lines(found, given.strengths):
-                _write(common | {"kind": "samples", "guidance": scale, **line})
+                _write(common | {"kind": "samples", "prompts": named, "guidance": scale, **line})
 
 
-def _guide(model: Model, target: Any, images: int, given: argparse.Namespace) -> tuple[GeometryGuide, float]:
-    """Labels from the cache where they are there, and training anew."""
+def _guide(model: Model, target: Any, images: int, given: argparse.Namespace) -> GeometryGuide:
+    """The guide that is kept, or one from labels that are, or both anew."""
+    kept = given.work / f"guide-{target}-{images}-{given.directions}.safetensors"
+    if kept.exists():
+        return GeometryGuide.load(kept)
     seen = torch.from_numpy(np.stack([scene.image for scene in worlds.scenes(images, LEARNT_FROM)])).permute(0, 3, 1, 2).float() / 255
     settings = GuideSettings(LabelSettings(directions=given.directions, target=target))
-    started = time.perf_counter()
     guide = train_guide(model, seen, settings, cache=given.work / f"labels-{target}-{images}.safetensors")
-    guide.save(given.work / f"guide-{target}-{images}.safetensors")
-    return guide, time.perf_counter() - started
+    guide.save(kept)
+    return guide
 
 
 @torch.no_grad()
@@ -90,10 +96,11 @@ def _sampled(model: Model, guide: GeometryGuide, prompts: list[str], scale: floa
 class Judge:
     """Latents to what they show: psi, CLIP features, sharpness, and whether the attributes that the prompt named are there."""
 
-    def __init__(self, model: Model, samples: int, count: int) -> None:
+    def __init__(self, model: Model, samples: int, count: int, named: Sequence[str]) -> None:
         found = [scene.attributes for scene in worlds.scenes(2 * samples, HELD_OUT) if scene.attributes.tone == "colour"][:samples]
-        self.prompts = [worlds.caption(one) for one in found]
+        self.prompts = [worlds.caption(one, named) for one in found]
         self._labels = torch.tensor([[values.index(getattr(one, head)) for head, values in HEADS.items()] for one in found])
+        self._named = tuple(named)
         self._model, self._directions = model, directions(3 * 64 * 64, count)
         self._clip, self._classifier = load_embedded_clip(LoadOptions(device="cpu")), classifier.load()
 
@@ -103,10 +110,16 @@ class Judge:
         psi = local_scaling(jacobian_spectrum(lambda z: 2 * codec.decode(z) - 1, latents, self._directions))
         with torch.no_grad():
             images = torch.cat([codec.decode(part) for part in latents.split(32)]).clamp(0, 1)
-            right = classifier.answers(self._classifier, (images * 255).round().to(torch.uint8)) == self._labels
+            seen = classifier.answers(self._classifier, (images * 255).round().to(torch.uint8))
             features = self._clip(images)
         energy = images.diff(dim=-1).square().mean((1, 2, 3)) + images.diff(dim=-2).square().mean((1, 2, 3))
-        return {"latents": latents, "psi": psi.numpy(), "features": features.numpy(), "energy": energy.numpy(), "right": right.numpy()}
+        return {"latents": latents, "psi": psi.numpy(), "features": features.numpy(), "energy": energy.numpy(), **self._seen(seen)}
+
+    def _seen(self, seen: Tensor) -> Numbers:
+        """Of what the prompt names, whether it is there; and the backgrounds that are."""
+        heads = [list(HEADS).index(name) for name in self._named]
+        backgrounds = Counter(HEADS["background"][i] for i in seen[:, list(HEADS).index("background")].tolist())
+        return {"right": (seen == self._labels)[:, heads].numpy(), "backgrounds": dict(backgrounds), "named": self._named}
 
 
 def _lines(found: list[Numbers], strengths: list[float]) -> list[Numbers]:
@@ -130,7 +143,7 @@ def _lines(found: list[Numbers], strengths: list[float]) -> list[Numbers]:
 def _line(one: Numbers, plain: Numbers) -> Numbers:
     change: NDArray[np.float64] = one["psi"] - plain["psi"]
     moved = (one["latents"] - plain["latents"]).flatten(1).square().mean(1).sqrt().numpy()
-    right = one["right"][:, [i for i, head in enumerate(HEADS) if head != "tone"]]
+    right = one["right"]
     return {
         "psi": _told(bootstrap(one["psi"])),
         "psi_change": _told(bootstrap(change)),
@@ -138,7 +151,8 @@ def _line(one: Numbers, plain: Numbers) -> Numbers:
         "sharpness": _told(bootstrap(one["energy"])),
         "sharpness_change": _told(bootstrap(one["energy"] - plain["energy"])),
         "attributes": _told(bootstrap(right.mean(1))),
-        "by_attribute": {head: _told(wilson_interval(int(one["right"][:, i].sum()), len(right))) for i, head in enumerate(HEADS)},
+        "by_attribute": {head: _told(wilson_interval(int(right[:, i].sum()), len(right))) for i, head in enumerate(one["named"])},
+        "backgrounds": one["backgrounds"],
         "moved": round(float(moved.mean()), 4),
         "latent_sd": round(float(one["latents"].std()), 4),
     }
@@ -157,7 +171,20 @@ def _write(line: Numbers) -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     with RESULTS.open("a") as file:
         file.write(json.dumps(line) + "\n")
-    shown = ("kind", "guidance", "strength", "psi", "psi_change", "vendi", "sharpness", "attributes", "moved", "slope", "means_monotone")
+    shown = (
+        "kind",
+        "prompts",
+        "guidance",
+        "strength",
+        "psi",
+        "psi_change",
+        "vendi",
+        "sharpness",
+        "attributes",
+        "moved",
+        "slope",
+        "means_monotone",
+    )
     print(json.dumps({key: line[key] for key in shown if key in line} | ({} if line["kind"] == "samples" else line)), flush=True)
 
 

@@ -162,7 +162,8 @@ def test_a_slice_goes_through_its_anchors(tmp_path: Path) -> None:
 
 
 def test_large_maps_are_shown_coarser_and_kept_whole(tmp_path: Path) -> None:
-    run = asked(exact_model("relu"), Geometry(sets=(), slices=(Slice(("world:0", "world:1", "world:2"), size=50),), keep_images=0), tmp_path)
+    through = Slice(("world:0", "world:1", "world:2"), size=50)
+    run = asked(exact_model("relu"), Geometry(sets=(), slices=(through,), keep_images=0), tmp_path)
     chart = next(chart for chart in run.findings["geometry"].charts if chart.name == "map_slice_psi")
     assert len(run.records("geometry")) == 2500
     assert len(chart.rows) == 625

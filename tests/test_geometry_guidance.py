@@ -145,6 +145,8 @@ def test_bad_guides_and_strengths(tmp_path: Path) -> None:
     guide, denoiser = untrained((4, 16, 16)), gaussian(PATHS[0])[0]
     for strength in (math.nan, math.inf):
         told("a strength is a finite number", lambda: steered(denoiser, PATHS[0], guide, strength))  # noqa: B023
+    told("no denoiser with a noise path to be steered", lambda: steered(None, PATHS[0], guide, 1.0))
+    told("no denoiser with a noise path to be steered", lambda: steered(denoiser, None, guide, 1.0))
     told(r"trained on latents \[4, 16, 16\], not \[1, 4, 4\]", lambda: steered(denoiser, PATHS[0], guide, 1.0)(drawn(2), 5.0))
     file = tmp_path / "guide.safetensors"
     told("cannot be read as a guide", lambda: GeometryGuide.load(file))

@@ -149,14 +149,17 @@ class GeometryGuide:
         return json.dumps(told, sort_keys=True)
 
 
-def steered(denoiser: Denoiser, path: NoisePath, guide: GeometryGuide, strength: float) -> Denoiser:
+def steered(denoiser: Denoiser | None, path: NoisePath | None, guide: GeometryGuide, strength: float) -> Denoiser:
     """The denoiser that goes `strength` up the guide's score: eps' = eps - strength sigma grad R, on every path.
 
     So D' = D + strength sigma^2/alpha grad_x R. Strength 0 is the denoiser itself, one above 0 raises psi, one below lowers it; in
     pure noise, where alpha is 0, nothing is added. One pass and one gradient of the guide a call. It may stand inside
-    `sampling.guided` or around it. Raises UserError for a strength that is not finite, and at the call for other latents.
+    `sampling.guided` or around it. Raises UserError for a strength that is not finite, for a model's denoiser or path where it has
+    none, and at the call for other latents.
     """
     _check(strength)
+    if denoiser is None or path is None:
+        raise UserError("this model has no denoiser with a noise path to be steered: steer its deployed pipeline by apply_guide")
     if strength == 0:
         return denoiser
 

@@ -141,7 +141,7 @@ def _measured(model: Model, codec: Codec, labels: Labels, file: Path | None, key
                 frame = directions(outputs, min(settings.directions, outputs), settings.direction_seed).to(model.device)
             try:
                 psi[rows, level] = local_scaling(jacobian_spectrum(f, place, frame)).cpu().double()
-            except ValueError as error:
+            except (ValueError, MemoryError) as error:
                 raise UserError(f"psi of {model.name}'s decoder cannot be measured: {error}") from error
         if file is not None:
             _write(file, key, psi)

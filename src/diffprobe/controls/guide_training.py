@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,8 +78,8 @@ def train_guide(
     The cost is that of the labels, `settings.labels.cost(n)` reverse passes through the decoder; training takes a minute or two of
     one processor core. With a `cache`, a file, the labels are kept as they grow, and a broken or repeated call goes on from it. All
     randomness is by address: the same images give the same guide on the same machine. What it reaches on images that it never saw
-    stands in `guide.quality`. Raises UserError where the model lacks a codec, a denoiser's latent shape or a path, for fewer than 20
-    images, and where psi is not finite or everywhere the same.
+    stands in `guide.quality`. Raises UserError where the model lacks a codec or a path, for latents that are not its own, for fewer
+    than 20 images, and where psi is not finite or everywhere the same.
     """
     settings = settings or GuideSettings()
     z = _latents(model, images, latents)
@@ -104,7 +104,7 @@ def train_guide(
     guide = GeometryGuide(network, tuple(edges.tolist()), centre, spread, (float(levels.min()), float(levels.max())), told)
     found = judged(guide, labels, unseen)
     quality = {f"{name}{part}": value for name, one in found._asdict().items() for part, value in zip(("", "_lo", "_hi"), one, strict=True)}
-    return GeometryGuide(network, guide.edges, centre, spread, guide.levels, told, quality)
+    return replace(guide, quality=quality)
 
 
 @torch.no_grad()

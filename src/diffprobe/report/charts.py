@@ -128,7 +128,7 @@ def _tiles(chart: Chart) -> list[alt.Chart]:
     """A tile around every point of a grid, as wide as the grid's steps, and rings at the chart's curves."""
     assert chart.value is not None
     # A little wider than the step, so that no seam shows between tiles.
-    half = {name: 0.51 * _step([row.get(axis.column) for row in chart.rows]) for name, axis in (("x", chart.x), ("y", chart.y))}
+    half = {name: 0.53 * _step([row.get(axis.column) for row in chart.rows]) for name, axis in (("x", chart.x), ("y", chart.y))}
     ends = {f"{name}{sign}": f"datum.{name} {'+' if sign else '-'} {width}" for name, width in half.items() for sign in (0, 1)}
     x, y = (alt.Axis(grid=False, title=axis.title) for axis in (chart.x, chart.y))
     place = {

@@ -69,6 +69,7 @@ class Samples:
         columns: dict[str, Any] = {name: pa.array(taken.columns.get(name, [None] * len(flags)), kind) for name, kind in PLACE.items()}
         columns |= {
             "checkpoint": pa.array([self.checkpoint] * len(flags), pa.string()),
+            "weights": pa.array([model.identity.get("weights")] * len(flags), pa.string()),
             "flag": pa.array(flags, pa.string()),
             "directions": [found.directions] * len(flags),
             "latent_size": [found.latent_size] * len(flags),

@@ -59,9 +59,10 @@ def describe(rig: Rig, f: Map, z: Tensor, how: How) -> Described:
         whole = min(latents, outputs) <= how.directions
         first = _spectrum(rig, f, z, None if whole else (how.directions, how.projections[0]), outputs)
         scaled = _whole(first) if whole else _projected(rig, f, z, how, outputs, first)
-        knots = geometry.local_complexity(f, z, how.radius, how.dims)
+        dims = min(how.dims, latents)
+        knots = geometry.local_complexity(f, z, how.radius, dims)
         floor = torch.full((len(z),), math.nan, dtype=torch.float64)
-        floor[0] = geometry.rounding_floor(f, z[:1], how.dims)[0]  # the arithmetic's own, alike at all latents of one map
+        floor[0] = geometry.rounding_floor(f, z[:1], dims)[0]  # the arithmetic's own, alike at all latents of one map
     except (ValueError, MemoryError) as error:
         raise UserError(f"the map cannot be described: {error}") from error
     columns = {**scaled, "rank": geometry.nonzero(first), "delta": knots.count, "delta_floor": floor}

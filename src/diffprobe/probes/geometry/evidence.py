@@ -28,6 +28,16 @@ class Evidence:
     def groups(self) -> list[Group]:
         return groups(self.frame, self.wanted)
 
+    @property
+    def last(self) -> str | None:
+        """The last checkpoint that is measured; None where the model itself is."""
+        return self.groups[-1].checkpoint if self.groups else None
+
+    @cached_property
+    def latest(self) -> list[Group]:
+        """The groups of the last checkpoint."""
+        return [one for one in self.groups if one.checkpoint == self.last]
+
     @cached_property
     def along(self) -> list[Group]:
         return along(self.frame, self.wanted)

@@ -16,7 +16,7 @@ _GROUPS = 8
 
 def exhibits(found: Evidence) -> Iterator[Exhibit]:
     """A row a set and descriptor, from the lowest to the highest; then the anchors and the pictures of each slice by psi."""
-    last = found.groups[-1].checkpoint if found.groups else None
+    last = found.last
     shown = [one for one in found.groups if one.checkpoint == last and "picture" in one.rows][:_GROUPS]
     for group in shown:
         for column, title in DESCRIPTORS.items():

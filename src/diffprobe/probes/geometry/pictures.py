@@ -23,7 +23,7 @@ _SET, _WHAT = Axis("set", "set"), Axis("descriptor", "descriptor")
 
 def charts(found: Evidence) -> Iterator[Chart]:
     """How the sets lie, what tells them apart, spectra, level sets, trajectories, checkpoints, and the maps."""
-    now = _latest(found)
+    now = found.latest
     if now:
         yield from _distribution(now)
     yield from _separation(found)
@@ -34,12 +34,6 @@ def charts(found: Evidence) -> Iterator[Chart]:
     yield from _trajectories(found)
     yield from _training(found)
     yield from _maps(found)
-
-
-def _latest(found: Evidence) -> list[Group]:
-    """The groups of the last checkpoint."""
-    last = found.groups[-1].checkpoint if found.groups else None
-    return [one for one in found.groups if one.checkpoint == last]
 
 
 def _distribution(groups: Sequence[Group]) -> Iterator[Chart]:
@@ -61,7 +55,7 @@ def _distribution(groups: Sequence[Group]) -> Iterator[Chart]:
 
 def _separation(found: Evidence) -> Iterator[Chart]:
     titles = {**DESCRIPTORS, **RIVALS}
-    last = found.groups[-1].checkpoint if found.groups else None
+    last = found.last
     rows = [
         {
             "measure": titles[one.measure],
@@ -124,8 +118,9 @@ def _against(groups: Sequence[Group]) -> Iterator[Chart]:
 
 
 def _level_sets(found: Evidence) -> Iterator[Chart]:
-    for score in dict.fromkeys(one.score for one in found.level_sets):
-        chosen = [one for one in found.level_sets if one.score == score]
+    own = [one for one in found.level_sets if one.group.checkpoint == found.last]
+    for score in dict.fromkeys(one.score for one in own):
+        chosen = [one for one in own if one.score == score]
         rows = tuple(
             {
                 "bin": one.bin,
@@ -147,6 +142,7 @@ def _level_sets(found: Evidence) -> Iterator[Chart]:
 
 
 def _populations(found: Evidence) -> Iterator[Chart]:
+    own = [one for one in found.populations if one.descriptor == "psi" and one.group.checkpoint == found.last]
     rows = tuple(
         {
             "population": f"{one.population} ({one.group.label})",
@@ -156,7 +152,7 @@ def _populations(found: Evidence) -> Iterator[Chart]:
             "p adjusted": one.p,
             "samples": one.n,
         }
-        for one in sorted((one for one in found.populations if one.descriptor == "psi"), key=lambda one: one.effect.value)
+        for one in sorted(own, key=lambda one: one.effect.value)
     )
     if rows:
         caption = "How far ψ of a population lies from that of all others of its set, in standard deviations (Hedges' g)."
@@ -165,7 +161,7 @@ def _populations(found: Evidence) -> Iterator[Chart]:
 
 
 def _trajectories(found: Evidence) -> Iterator[Chart]:
-    last = found.groups[-1].checkpoint if found.groups else None
+    last = found.last
     for column, title in DESCRIPTORS.items():
         rows = []
         for group in found.along:
@@ -242,12 +238,13 @@ def _rings(found: Evidence, name: str) -> tuple[dict[str, Any], ...]:
 def _coarse(points: pd.DataFrame, column: str, panels: int) -> Iterator[tuple[float, float, float]]:
     """The map's points, averaged over squares of neighbours where there are more than a page can show."""
     table = points.pivot_table(index="y", columns="x", values=column, aggfunc="mean", dropna=False)
-    side = _SIDE if panels == 1 else max(12, int(_SIDE / panels**0.5))
-    by = max(1, math.ceil(max(table.shape) / side))
+    by = max(1, math.ceil(max(table.shape) / (_SIDE * (1.5 / max(1.5, panels)) ** 0.5)))
+    (x, across), (y, up) = (
+        (float(ticks[0]), float(ticks[-1] - ticks[0]) / max(1, len(ticks) - 1)) for ticks in (table.columns, table.index)
+    )
     values = table.to_numpy(np.float64)
     for row in range(0, values.shape[0], by):
         for at in range(0, values.shape[1], by):
             block = values[row : row + by, at : at + by]
-            if np.isfinite(block).any():
-                x, y = float(table.columns[at : at + by].to_numpy().mean()), float(table.index[row : row + by].to_numpy().mean())
-                yield x, y, float(np.nanmean(block))
+            if np.isfinite(block).any():  # a last block that is cut short stands where it would be whole, so that all steps are alike
+                yield x + across * (at + (by - 1) / 2), y + up * (row + (by - 1) / 2), float(np.nanmean(block))

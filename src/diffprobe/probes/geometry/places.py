@@ -208,10 +208,9 @@ class Plane:
 
 @dataclass(frozen=True)
 class Grid:
-    """Points `begin` to `end` of a denoiser's field at one level, row by row."""
+    """Points `begin` to `end` of a denoiser's field at its one level, row by row."""
 
     field: Field
-    sigma: float
     begin: int
     end: int
 
@@ -230,7 +229,7 @@ class Grid:
         assert model.path is not None
         ticks, indices = np.linspace(-self.field.span, self.field.span, self.field.size), np.arange(self.begin, self.end)
         rows, columns = np.divmod(indices, self.field.size)
-        t = float(model.path.time(self.sigma))
+        t = float(model.path.time(self.field.sigmas[0]))
         scale = float((model.path.alpha(t).square() + model.path.sigma(t).square()).sqrt())
         latents = torch.from_numpy(np.stack([ticks[columns], ticks[rows]], 1)) @ _axes(math.prod(model.shape)) * scale
         places = {

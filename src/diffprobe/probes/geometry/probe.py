@@ -194,10 +194,11 @@ class Geometry:
             for begin in range(0, one.size**2, _POINTS):
                 end = min(one.size**2, begin + _POINTS)
                 yield Plane(corners, one.name, one.size, one.margin, begin, end, _SHOWN if self.keep_images else 0), False
-        for one_ in self.fields:
-            for sigma in one_.sigmas:
-                for begin in range(0, one_.size**2, _POINTS):
-                    yield Grid(one_, sigma, begin, min(one_.size**2, begin + _POINTS)), False
+        for field in self.fields:
+            for sigma in field.sigmas:
+                level = replace(field, sigmas=(sigma,))  # so that a further sigma leaves the others' cells as they are
+                for begin in range(0, field.size**2, _POINTS):
+                    yield Grid(level, begin, min(field.size**2, begin + _POINTS)), False
 
     def _generated(self, asked: Generated) -> Iterator[tuple[Trajectories, bool]]:
         prompts, chunk = read_prompts(asked.prompts, asked.count), max(1, _CHUNK // asked.points)

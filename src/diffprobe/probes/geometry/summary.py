@@ -10,7 +10,7 @@ import pandas as pd
 
 from diffprobe.measures.stats import Estimate, paired_difference, spread_interval
 from diffprobe.measures.stats.intervals import Interval, bootstrap
-from diffprobe.probes.base import Card, Findings, Records, estimated
+from diffprobe.probes.base import Card, Facets, Findings, Records, estimated
 from diffprobe.probes.geometry.evidence import Evidence
 from diffprobe.probes.geometry.gallery import exhibits
 from diffprobe.probes.geometry.level_sets import LevelSet, Population, Trend
@@ -69,12 +69,15 @@ def _means(group: Group, level: float) -> Iterator[Estimate]:
 
 def _separated(found: Sequence[Separation]) -> Iterator[Estimate]:
     for one in found:
-        facets: dict[str, str | float | int | bool] = {"inside": one.inside.label, "outside": one.outside.label}
-        if one.outside.checkpoint is not None:
-            facets["checkpoint"] = one.outside.checkpoint
+        facets = _sides(one)
         yield estimated(NAME, f"auroc:{one.measure}", one.auroc, one.n, facets)
         for rival, (gain, p) in one.gains.items():
             yield estimated(NAME, f"auroc_gain:{one.measure}-{rival}", gain, one.n, {**facets, "p": p})
+
+
+def _sides(one: Separation) -> Facets:
+    told = {"inside": one.inside.label, "outside": one.outside.label}
+    return told if one.outside.checkpoint is None else {**told, "checkpoint": one.outside.checkpoint}
 
 
 def _moved(found: Sequence[Group], level: float) -> Iterator[Estimate]:
@@ -148,13 +151,15 @@ def _counted(frame: pd.DataFrame) -> Iterator[Estimate]:
 
 def _cards(found: Evidence, estimates: Sequence[Estimate]) -> Iterator[Card]:
     """psi of the reference, the set that psi tells best from it, and how much of delta is rounding."""
-    first = next((e for e in estimates if e.quantity == "psi"), None)
-    if first is not None:
-        group = next(one for one in found.groups if one.facets == first.facets)
-        yield Card(f"ψ of {group.label}", first, f"{projected(group)}; higher is more stretched, so less dense")
-    best = max((one for one in found.separations if one.measure == "psi"), key=lambda one: abs(one.auroc.value - 0.5), default=None)
+    for group in found.latest[:1]:
+        first = next((e for e in estimates if e.quantity == "psi" and e.facets == group.facets), None)
+        if first is not None:
+            yield Card(f"ψ of {group.label}", first, f"{projected(group)}; higher is more stretched, so less dense")
+    own = [one for one in found.separations if one.measure == "psi" and one.outside.checkpoint == found.last]
+    best = max(own, key=lambda one: abs(one.auroc.value - 0.5), default=None)
     if best is not None:
-        told = next(e for e in estimates if e.quantity == "auroc:psi" and e.facets["outside"] == best.outside.label)
+        facets = _sides(best)
+        told = next(e for e in estimates if e.quantity == "auroc:psi" and e.facets == facets)
         yield Card(f"AUROC of ψ, {best.outside.label} against {best.inside.label}", told, "0.5: told apart no better than by a coin")
     effect = next((e for e in estimates if e.quantity == "guidance_effect:psi"), None)
     if effect is not None:

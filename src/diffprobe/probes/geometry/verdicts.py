@@ -17,12 +17,13 @@ _MOST = 4
 
 def sentences(found: Evidence, estimates: Sequence[Estimate]) -> Iterator[str]:
     """What psi stands for here, what it tells apart and whether a plain rival does as well, and what cannot be trusted."""
-    if found.groups:
-        yield _meaning(found.groups[0], estimates)
+    if found.latest:
+        yield _meaning(found.latest[0], estimates)
     yield from _told(found)
     yield from _explained(found)
     yield from _guided(estimates)
     yield from _trained(found, estimates)
+    yield from _mapped(found)
     yield from _doubts(found)
 
 
@@ -46,10 +47,12 @@ def _meaning(group: Group, estimates: Sequence[Estimate]) -> str:
 
 def _told(found: Evidence) -> Iterator[str]:
     """Each set that psi tells from the reference, with the better of the rivals beside it."""
-    own = [one for one in found.separations if one.measure == "psi"]
+    last = found.last
+    own = [one for one in found.separations if one.measure == "psi" and one.outside.checkpoint == last]
     for one in own[:_MOST]:
         a, b = one.inside.label, one.outside.label
-        where = f"ψ of {b} against {a}: AUROC {one.auroc.value:.2f} [{one.auroc.lo:.2f}, {one.auroc.hi:.2f}]"
+        at = "" if last is None else f" at “{last}”"
+        where = f"ψ of {b} against {a}{at}: AUROC {one.auroc.value:.2f} [{one.auroc.lo:.2f}, {one.auroc.hi:.2f}]"
         if one.auroc.lo <= 0.5 <= one.auroc.hi:
             yield f"{where}: not told apart."
             continue
@@ -68,9 +71,9 @@ def _told(found: Evidence) -> Iterator[str]:
 
 def _explained(found: Evidence) -> Iterator[str]:
     """The strongest sure correlation with a rival in the reference set."""
-    if not found.groups:
+    if not found.latest:
         return
-    own = [one for one in found.trends if one.group is found.groups[0] and one.descriptor == "psi" and one.other in RIVALS]
+    own = [one for one in found.trends if one.group is found.latest[0] and one.descriptor == "psi" and one.other in RIVALS]
     sure = [one for one in own if one.interval.lo * one.interval.hi > 0]
     if sure:
         one = max(sure, key=lambda trend: abs(trend.interval.value))
@@ -104,6 +107,16 @@ def _trained(found: Evidence, estimates: Sequence[Estimate]) -> Iterator[str]:
             yield f"From “{names[0]}” to “{names[-1]}” the {title} of {first} goes from {_range(ends[0])} to {_range(ends[1])}."
 
 
+def _mapped(found: Evidence) -> Iterator[str]:
+    """How much psi varies over each slice and each level of a field."""
+    for name, checkpoint, sigma, points in found.surfaces[:_MOST]:
+        values = points["psi"].dropna().to_numpy(np.float64)
+        if len(values):
+            at = ", ".join([*([f"σ {sigma:.3g}"] if sigma is not None else []), *([f"“{checkpoint}”"] if checkpoint else [])])
+            low, middle, high = np.quantile(values, (0.05, 0.5, 0.95))
+            yield f"ψ over {name}{' at ' + at if at else ''}: {middle:.4g} in the middle, from {low:.4g} to {high:.4g} over nine tenths."
+
+
 def _doubts(found: Evidence) -> Iterator[str]:
     """Rounding in delta, rank that varies, projection error that is not small."""
     frame = found.frame[found.frame["flag"].isna()]
@@ -112,7 +125,7 @@ def _doubts(found: Evidence) -> Iterator[str]:
         share = floor / delta
         if share > 0.05:
             yield f"{min(share, 1):.0%} of δ is rounding at this radius: take a larger `radius`, or read differences alone."
-    for group in found.groups[:1]:
+    for group in found.latest[:1]:
         if group.rows["rank"].nunique() > 1:
             low, high = int(group.rows["rank"].min()), int(group.rows["rank"].max())
             yield f"Between {low} and {high} singular values of {group.label} are above zero: ψ jumps where their number changes."
