@@ -43,8 +43,8 @@ Numbers = dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.geometry_guidance", description=__doc__)
-    parser.add_argument("--targets", nargs="+", default=["noised", "clean"], choices=["noised", "clean"])
-    parser.add_argument("--images", type=int, nargs="+", default=[200, 400], help="to learn from, one number a target")
+    parser.add_argument("--targets", nargs="+", default=["clean", "noised"], choices=["noised", "clean"])
+    parser.add_argument("--images", type=int, nargs="+", default=[400, 128], help="to learn from, one number a target")
     parser.add_argument("--directions", type=int, default=24)
     parser.add_argument("--strengths", type=float, nargs="+", default=STRENGTHS)
     parser.add_argument("--prompts", nargs="+", default=["open", "full"], choices=list(NAMED), help="without and with the background")

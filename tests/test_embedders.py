@@ -31,9 +31,9 @@ from diffprobe import rng
 from diffprobe.adapters.embedders import ClipEmbedder, DinoEmbedder
 from diffprobe.adapters.load import load_embedder, rig
 from diffprobe.adapters.preprocessing import Preprocessing, digest_of, read_preprocessing
-from diffprobe.adapters.published import full_float32
 from diffprobe.adapters.weights import LoadOptions
 from diffprobe.errors import UserError
+from diffprobe.measures.precision import full_float32
 from diffprobe.model import Model, TextEmbedder
 from tests.pipelines import tokenizer
 from tests.published import save_lpips

@@ -257,16 +257,49 @@ def test_a_value_that_is_not_finite_loses_its_own_row_alone() -> None:
     assert overflow.count.isnan().tolist() == [False, True]
 
 
-def test_what_only_a_first_call_runs_is_forgotten() -> None:
-    """A prompt that is encoded once, with as many rows as there are latents."""
+LOSSY: dict[str, Map] = {
+    "where": lambda z: torch.where(z > 0, z, torch.zeros_like(z)),
+    "fmax": lambda z: torch.fmax(z, torch.zeros_like(z)),
+    "nan_to_num": lambda z: F.relu(torch.nan_to_num(z)),
+}
+
+
+@pytest.mark.parametrize("name", sorted(LOSSY))
+@pytest.mark.parametrize("samples", [1, 4])
+def test_layers_behind_an_operation_that_loses_nan_are_counted(name: str, samples: int) -> None:
+    """All three are relu, so that what is behind them crosses what it crosses behind a relu."""
+    z, second = normal(samples, 12).abs() * axis(*[1.0, -1] * 6).T, layer(12, 300)
+    truth = local_complexity(lambda x: F.relu(second(F.relu(x))), z, 0.1, 4)
+    found = local_complexity(lambda x: F.relu(second(LOSSY[name](x))), z, 0.1, 4)
+    assert torch.equal(found.layers[:, -1], truth.layers[:, 1])
+    assert found.sizes[-1] == 300
+    assert truth.layers[:, 1].min() > 0
+
+
+def test_what_does_not_depend_on_the_rows_is_left_out_beside_what_lost_its_nan() -> None:
+    """And rows may be folded into another axis."""
+    fixed, second = normal(5, 8), layer(12, 30)
+
+    def f(z: Tensor) -> Tensor:
+        return F.relu(second(torch.nan_to_num(z).repeat_interleave(3, 0)))[None] + F.relu(fixed).sum()
+
+    found = local_complexity(f, normal(4, 12), 0.1, 4)
+    assert (found.names, found.sizes) == (("relu",), (90,))
+    truth = local_complexity(lambda z: F.relu(second(z)), normal(4, 12), 0.1, 4)
+    assert torch.equal(found.count, 3 * truth.count)
+
+
+@pytest.mark.parametrize("bend", [F.relu, F.gelu])
+def test_what_only_a_first_call_runs_is_forgotten(bend: Map) -> None:
+    """A prompt that is encoded once, with as many rows as there are latents, by the same non-linearity or another."""
     kept = list[Tensor]()
 
     def f(z: Tensor) -> Tensor:
-        kept.extend([F.gelu(torch.ones(2, 6))] * (not kept))
-        return F.relu(z + kept[0].sum())
+        kept.extend([F.gelu(torch.ones(2, 6, dtype=z.dtype))] * (not kept))
+        return bend(z + kept[0].sum())
 
     found = local_complexity(f, normal(3, 6), 0.1, 2)
-    assert (found.names, found.layers.shape) == (("relu",), (3, 1))
+    assert (found.names, found.layers.shape) == ((bend.__name__,), (3, 1))
 
 
 def growing() -> Map:
@@ -293,6 +326,7 @@ def growing() -> Map:
         (lambda z: rounding_floor(F.relu, z, 7), "1 to 6 orthonormal directions"),
         (lambda z: local_complexity(nn.Sequential(nn.BatchNorm1d(6).double(), nn.ReLU()), z, 0.1, 2), "set the network to eval"),
         (lambda z: local_complexity(lambda x: torch.stack([F.relu(one) for one in x]), z, 0.1, 2), "run one by one"),
+        (lambda z: local_complexity(lambda x: F.relu(x.nan_to_num() + x.nan_to_num().mean(0)), z, 0.1, 2), "one another at a relu"),
         (lambda z: local_complexity(growing(), z, 0.1, 2), "runs other non-linearities on 12 rows than on 2"),
         (lambda z: local_complexity(lambda x: x.relu() if len(x) == 2 else x, z, 0.1, 2), "other non-linearities on 12 rows"),
     ],

@@ -228,8 +228,38 @@ def test_operations_without_a_forward_rule(one_way: Any, name: str | None) -> No
     if name:
         assert torch.allclose(jacobian_trace(f, Z, range(3)).trace, jacobian_trace(plain, Z, range(3)).trace, rtol=1e-10)
     else:
-        with pytest.raises(ValueError, match="no second derivative: use implied_trace"):
+        with pytest.raises(ValueError, match="no second derivative, or no memory for it: use implied_trace"):
             jacobian_trace(f, Z, range(3))
+
+
+@pytest.mark.parametrize("level", ["forward", "either"])
+def test_forward_mode_that_runs_out_of_memory_gives_way(level: str) -> None:
+    """To differentiating twice, and where that does not fit either, to backward passes."""
+
+    def f(x: Tensor) -> Tensor:
+        dual, plain = torch.autograd.forward_ad._current_level >= 0, torch.backends.cuda.flash_sdp_enabled() is False
+        if dual or (plain and level == "either"):  # both take attention by its plain formula, which is larger
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return silu_net(x)
+
+    rule = push_rule(f, Z)
+    assert (rule.__name__ if rule else None) == ("_twice" if level == "forward" else None)
+    assert torch.allclose(jacobian(f, Z), jacobian(silu_net, Z), atol=1e-12)
+
+
+def test_maps_that_differentiate_inside_themselves() -> None:
+    """x + grad E(x) of E = |x|^2/2 + sum sin x has the derivative 2 - sin x, on every route."""
+
+    def f(x: Tensor) -> Tensor:
+        energy = (x.square() / 2 + x.sin()).sum()
+        (slope,) = torch.autograd.grad(energy, x, create_graph=True)
+        return x + slope
+
+    z = Z.flatten(1)
+    known = 2 - z.sin()
+    assert torch.allclose(jacobian(f, z), torch.diag_embed(known), atol=1e-12)
+    assert torch.allclose(jacobian_spectrum(f, z), known.sort(descending=True).values, rtol=1e-12)
+    assert torch.allclose(jacobian_trace(f, z, range(3)).trace, jacobian_trace(lambda x: 2 * x + x.cos(), z, range(3)).trace, rtol=1e-12)
 
 
 @pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
@@ -283,7 +313,7 @@ def test_one_bad_latent_spoils_no_other_and_a_dead_map_is_zero() -> None:
     assert torch.equal(dead, torch.zeros(6, 12, dtype=torch.float64))
 
 
-def test_half_precision_agrees_with_single(vae: AutoencoderKL) -> None:
+def test_half_precision_agrees_with_single() -> None:
     z = Z.to(torch.bfloat16)
     found = jacobian_spectrum(silu_net, z, directions(40, 6))
     assert torch.allclose(local_scaling(found), local_scaling(jacobian_spectrum(silu_net, z.float(), directions(40, 6))), atol=0.1)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffprobe.measures.geometry import (
     directions,
     jacobian,
     jacobian_spectrum,
     jacobian_trace,
+    local_complexity,
     projected_jacobian,
+    rounding_floor,
     rows_that_fit,
 )
 from diffprobe.measures.geometry import memory as rooms
@@ -53,7 +57,12 @@ def test_rows_grow_with_memory_and_stop_where_more_is_no_faster() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
 )
 @pytest.mark.parametrize("limit", [2, 3, 5])
 def test_out_of_memory_halves_the_batch(error: Exception, limit: int) -> None:
@@ -65,10 +74,16 @@ def test_out_of_memory_halves_the_batch(error: Exception, limit: int) -> None:
         sizes.append(len(x))
         return silu_net(x)
 
-    for w in (None, directions(40, 5)):
-        assert torch.allclose(jacobian_spectrum(f, Z, w, rows=64), jacobian_spectrum(silu_net, Z, w), atol=1e-12)
-    assert torch.allclose(jacobian_trace(f, Z, range(3)).trace, jacobian_trace(silu_net, Z, range(3)).trace, rtol=1e-12)
-    assert max(sizes) == limit or max(sizes) * 2 > limit
+    measures: list[Callable[[Callable[[Tensor], Tensor]], Tensor]] = [
+        lambda f: jacobian_spectrum(f, Z, rows=64),
+        lambda f: jacobian_spectrum(f, Z, directions(40, 5), rows=64),
+        lambda f: jacobian_trace(f, Z, range(3)).trace,
+    ]
+    for measure in measures:
+        sizes.clear()
+        assert torch.allclose(measure(f), measure(silu_net), rtol=1e-10)
+        assert sizes[:2] == [1, 2], "what a row keeps"
+        assert max(sizes[2:]) * 2 > limit
 
 
 def test_one_row_too_large_is_a_clear_line() -> None:
@@ -100,13 +115,147 @@ def test_other_errors_of_the_map_are_not_swallowed() -> None:
 
 
 def test_a_jacobian_larger_than_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rooms, "_memory", lambda _: 40 * 12 * 8 * 6)
+    monkeypatch.setattr(rooms, "_memory", lambda _: 6 * 40 * 12 * (8 + 8))  # room for one with its copy in float64
     with pytest.raises(MemoryError, match=r"the Jacobian would take 0.0 GiB: take fewer latents, or project"):
         jacobian(silu_net, Z)
     assert jacobian_spectrum(silu_net, Z).shape == (6, 12)
-    monkeypatch.setattr(rooms, "_memory", lambda _: 40 * 12 * 8)
+    monkeypatch.setattr(rooms, "_memory", lambda _: 6 * 40 * 12 * (8 + 8) - 1)
     with pytest.raises(MemoryError, match="project it on directions"):
         jacobian_spectrum(silu_net, Z)
+
+
+def test_a_row_that_is_known_not_to_fit_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def f(x: Tensor) -> Tensor:
+        calls.append(len(x))
+        return x.flatten(1).repeat(1, 100).tanh()
+
+    row = 8 * 1200
+    for memory, rows in ((2 * row, [1, 2]), (2 * row - 1, [1])):  # a second row only where both fit
+        monkeypatch.setattr(rooms, "_memory", lambda _, memory=memory: memory)
+        calls.clear()
+        assert footprint(f, Z).kept == row
+        assert calls == rows
+    monkeypatch.setattr(rooms, "_memory", lambda _: row - 1)
+    calls.clear()
+    with pytest.raises(MemoryError, match="one latent alone exceeds the memory"):
+        jacobian_spectrum(f, Z, directions(1200, 2))
+    assert calls == [1]
+
+
+def test_neighbourhoods_that_memory_cannot_hold_are_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row's input and output of a relu of 6 numbers: 96 bytes, and 8 vertices a neighbourhood; batches take an eighth."""
+    seen = list[int]()
+
+    def f(z: Tensor) -> Tensor:
+        seen.append(len(z))
+        return z.relu()
+
+    for memory, sizes in ((96 * 8 * 16, [2, 16, 16, 8]), (96 * 8, [2, *[8] * 5])):
+        seen.clear()
+        monkeypatch.setattr(rooms, "_memory", lambda _, memory=memory: memory)
+        local_complexity(f, matrix(5, 6), 0.1, 4)
+        assert seen == sizes
+    seen.clear()
+    monkeypatch.setattr(rooms, "_memory", lambda _: 96 * 8 - 1)
+    with pytest.raises(MemoryError, match="one latent alone exceeds the memory"):
+        local_complexity(f, matrix(5, 6), 0.1, 4)
+    assert seen == [2]
+
+
+def test_out_of_memory_halves_the_neighbourhoods() -> None:
+    def f(z: Tensor) -> Tensor:
+        if len(z) > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return z.relu()
+
+    assert torch.equal(local_complexity(f, matrix(9, 6), 0.1, 4).count, local_complexity(torch.relu, matrix(9, 6), 0.1, 4).count)
+    with pytest.raises(MemoryError, match="one latent alone"):
+        local_complexity(f, matrix(9, 12), 0.1, 12)
+
+
+def test_counting_leaves_nothing_behind() -> None:
+    kept: list[weakref.ref[Tensor]] = []
+
+    def f(x: Tensor) -> Tensor:
+        y = x.exp()  # keeps its own output
+        kept.append(weakref.ref(y))
+        return y.tanh()
+
+    gc.disable()
+    try:
+        footprint(f, Z)
+        assert [one() for one in kept] == [None, None]
+    finally:
+        gc.enable()
+
+
+CUDNN: Any = torch.backends.cudnn
+
+
+class Watched(torch.autograd.Function):
+    """Doubles, and notes how convolutions would round meanwhile, in every mode."""
+
+    found: ClassVar[list[str]] = []
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        Watched.found.append("forward " + CUDNN.conv.fp32_precision)
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        Watched.found.append("backward " + CUDNN.conv.fp32_precision)
+        return 2 * gradient
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        Watched.found.append("jvp " + CUDNN.conv.fp32_precision)
+        return 2 * tangent
+
+
+@pytest.mark.skipif(not hasattr(CUDNN, "conv"), reason="this torch has the older switch alone")
+def test_float32_is_not_rounded_in_any_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The switch alone, which a processor without an accelerator has too."""
+
+    def f(x: Tensor) -> Tensor:
+        return silu_net(Watched.apply(x))  # type: ignore[no-untyped-call]
+
+    before = CUDNN.conv.fp32_precision
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    measures: dict[str, tuple[Callable[[], object], set[str]]] = {
+        "whole": (lambda: jacobian(f, Z), {"forward", "backward", "jvp"}),
+        "projected": (lambda: projected_jacobian(f, Z, directions(40, 5)), {"forward", "backward"}),
+        "trace": (lambda: jacobian_trace(f, Z, range(2)), {"forward", "backward", "jvp"}),
+        "rows": (lambda: rows_that_fit(f, Z), {"forward", "backward"}),
+        "complexity": (lambda: local_complexity(f, Z, 0.1, 2), {"forward"}),
+        "floor": (lambda: rounding_floor(f, Z, 2), {"forward"}),
+    }
+    assert before != "ieee"
+    for name, (measure, passes) in measures.items():
+        Watched.found.clear()
+        measure()
+        assert set(Watched.found) == {f"{one} ieee" for one in passes}, name
+        assert CUDNN.conv.fp32_precision == before
+    with pytest.raises(ValueError, match="one floating-point tensor"):
+        rows_that_fit(lambda x: (f(x),), Z)  # type: ignore[arg-type, return-value]
+    assert CUDNN.conv.fp32_precision == before
+
+
+def test_rows_that_depend_on_one_another() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 9, 1), nn.BatchNorm2d(9), nn.SiLU()).double()
+    for measure in (jacobian, jacobian_spectrum, rows_that_fit, lambda f, z: jacobian_trace(f, z, range(2))):
+        with pytest.raises(ValueError, match=r"depend on one another.*set the network to eval\(\)"):
+            measure(network.train(), Z)
+        measure(network.eval(), Z)
+    with pytest.raises(ValueError, match="depend on one another"):
+        jacobian(lambda x: x - 1e-3 * x.mean(0), Z)
+
+
+def test_a_map_that_overflows_off_its_first_row_is_not_taken_for_one_that_mixes_rows() -> None:
+    limit = 1.2 * float(Z[0].abs().max())
+    assert footprint(lambda x: x * torch.where(x.abs() < limit, 1.0, torch.nan), Z).outputs == 12
 
 
 def test_directions_are_orthonormal_and_of_their_seed() -> None:

@@ -22,7 +22,7 @@ from diffprobe.paths import NoisePath, VariancePreserving
 from diffprobe.sampling import final, start, trajectory
 from tests.guides import PATHS, SHAPE, Bent, drawn, gaussian, psi_of, told, untrained
 
-SMALL = GuideSettings(LabelSettings(levels=5, directions=48), width=16, steps=150, seed=1)
+SMALL = GuideSettings(LabelSettings(levels=5, directions=48, target="noised"), width=16, steps=150, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def trained(bent: Model) -> GeometryGuide:
 
 def test_labels_are_psi_at_the_noised_latent(bent: Model) -> None:
     """Of all 48 outputs the projection leaves nothing out: psi is the sum of log sigmoid."""
-    settings = LabelSettings(levels=3, directions=500)
+    settings = LabelSettings(levels=3, directions=500, target="noised")
     labels = labelled(bent, drawn(20), settings)
     for level in range(3):
         z = labels.noised(torch.arange(20), level)
@@ -70,7 +70,7 @@ def test_levels_are_drawn_from_the_paths_own(path: NoisePath) -> None:
 
 
 def test_an_images_labels_do_not_depend_on_the_others(bent: Model) -> None:
-    settings = LabelSettings(levels=2, directions=48)
+    settings = LabelSettings(levels=2, directions=48, target="noised")
     many, few = labelled(bent, drawn(40), settings), labelled(bent, drawn(23), settings)
     assert torch.equal(many.log_ratio[:23], few.log_ratio)
     assert torch.allclose(many.psi[:23], few.psi, atol=1e-6)
@@ -78,7 +78,7 @@ def test_an_images_labels_do_not_depend_on_the_others(bent: Model) -> None:
 
 
 def test_broken_labelling_goes_on(bent: Model, tmp_path: Path) -> None:
-    settings, cache = LabelSettings(levels=2, directions=48), tmp_path / "kept" / "labels.safetensors"
+    settings, cache = LabelSettings(levels=2, directions=48, target="noised"), tmp_path / "kept" / "labels.safetensors"
     whole, asked, limit = labelled(bent, drawn(40), settings), [0], [10**6]
 
     class Failing(Bent):
@@ -175,7 +175,7 @@ def test_psi_of_samples_moves_with_the_strength(path: NoisePath, which: str, req
 
 
 def test_bad_training(bent: Model) -> None:
-    z, small = drawn(20), GuideSettings(LabelSettings(levels=2, directions=48), width=16, steps=1)
+    z, small = drawn(20), GuideSettings(LabelSettings(levels=2, directions=48, target="noised"), width=16, steps=1)
     told("needs a codec; bent has none", lambda: train_guide(replace(bent, codec=None), torch.zeros(20, 3, 4, 4), small))
     told("needs a codec; bent has none", lambda: train_guide(replace(bent, codec=None), latents=z, settings=small))
     told("needs a path; bent has none", lambda: train_guide(replace(bent, path=None), latents=z, settings=small))

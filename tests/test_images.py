@@ -272,7 +272,7 @@ def test_a_folder_may_bear_the_sign_of_a_label_or_the_name_of_a_drawn_set(tmp_pa
     for name in ("a=b", "noise"):
         save(tmp_path / name / "a.png", RAMP)
     monkeypatch.chdir(tmp_path)
-    assert sets("a=b", None) == ("a=b", find("a=b"))
+    assert sets("./a=b", None) == ("a=b", find("./a=b"))
     assert sets("noise", 1)[1] == [Drawn("noise", 2024, 0)]
     assert sets("./noise", None) == ("noise", find("./noise"))
 

@@ -110,6 +110,14 @@ def test_limits_keep_within_0_and_1_and_hold_the_area() -> None:
         assert found.hi - found.lo > 0.2
 
 
+@pytest.mark.parametrize("level", [0, 1, 95, -0.5, math.nan])
+def test_a_level_is_a_share(level: float) -> None:
+    x, y = samples(5, 6)
+    for measure in (lambda: auroc(x, y, level=level), lambda: paired_auroc(x, y, x, y, level=level)):
+        with pytest.raises(ValueError, match="makes no interval: give one above 0 and below 1"):
+            measure()
+
+
 def test_a_higher_level_is_wider() -> None:
     x, y = samples(20, 30)
     widths = [found.hi - found.lo for found in (auroc(x, y, level=level) for level in (0.5, 0.9, 0.95, 0.999))]

@@ -180,12 +180,13 @@ def sets(spec: str, count: int | None) -> tuple[str, list[Picture]]:
 
 
 def label(spec: str) -> str:
-    """What a set is called, as `sets` has it, without looking at its images. Raises UserError for an empty name or place."""
+    """What a set is called, as `sets` has it, from its words alone: a record's report is the same wherever it is made again.
+
+    Raises UserError where one side of the sign is empty.
+    """
     name, where = _parts(spec)
-    if name or is_drawn(where):
-        return name or where
-    folder = Path(where).resolve()
-    return (folder if folder.is_dir() else folder.parent).name
+    path = Path(where)
+    return name or (path.parent if path.suffix in MANIFESTS else path).name or where
 
 
 def is_drawn(spec: str) -> bool:
@@ -194,9 +195,9 @@ def is_drawn(spec: str) -> bool:
 
 
 def _parts(spec: str) -> tuple[str, str]:
-    """The label that a spec gives ("" where it gives none), and the set itself."""
+    """The label that a spec gives ("" where it gives none), and the set itself; a folder whose name holds the sign is './a=b'."""
     given, equals, rest = spec.partition("=")
-    if not equals or os.path.exists(spec):  # a folder's name may hold the sign
+    if not equals or "/" in given:
         return "", spec
     if not (given.strip() and rest.strip()):
         raise UserError(f"'{spec}' lacks a side: give '<label>=<images>', such as 'cats=photos/cats'")

@@ -16,9 +16,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from diffprobe.adapters.published import digest_state, full_float32
+from diffprobe.adapters.published import digest_state
 from diffprobe.adapters.weights import LoadOptions
 from diffprobe.errors import UserError
+from diffprobe.measures.precision import full_float32
 from diffprobe.model import Embedder
 
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")

@@ -12,11 +12,11 @@ from functools import cached_property
 from math import prod
 from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from diffprobe import rng
+from diffprobe.measures.geometry.directions import haar
 from diffprobe.model import Codec
 
 Shape = tuple[int, int, int]
@@ -164,8 +164,7 @@ class LowRankCodec:
 
 def orthonormal(rows: int, columns: int, seed: int = 0, role: str = "exact.orthonormal") -> Tensor:
     """A fixed matrix [rows, columns] with orthonormal columns, uniformly distributed over the seeds (Haar), float64."""
-    q, r = np.linalg.qr(rng.stream(role, seed).standard_normal((rows, columns)))
-    return torch.from_numpy(q * np.sign(np.diag(r)))
+    return torch.from_numpy(haar(rng.stream(role, seed).standard_normal((rows, columns))))
 
 
 def check_shape(name: str, part: Tensor, rows: int, columns: int) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from diffprobe.adapters.edm2_network import Edm2
-from diffprobe.adapters.published import full_float32
 from diffprobe.errors import UserError
+from diffprobe.measures.precision import full_float32
 
 NO_CLASS = -1
 

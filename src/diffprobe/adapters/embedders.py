@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from diffprobe.adapters.preprocessing import Preprocessing, read_preprocessing
-from diffprobe.adapters.published import full_float32
 from diffprobe.adapters.weights import LoadOptions, check_digests, damage, digest_file, digest_folder, quiet, resolve
 from diffprobe.errors import UserError
+from diffprobe.measures.precision import full_float32
 
 #: The class of transformers for a `model_type` of config.json, by the kind of instrument.
 CLASSES = {

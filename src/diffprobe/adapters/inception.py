@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffprobe.adapters.preprocessing import Preprocessing
-from diffprobe.adapters.published import checkpoints, digest_state, fill, full_float32, read_state
+from diffprobe.adapters.published import checkpoints, digest_state, fill, read_state
 from diffprobe.adapters.weights import LoadOptions
 from diffprobe.errors import UserError
+from diffprobe.measures.precision import full_float32
 
 #: The same file under its two names: pytorch-fid's and torch-fidelity's.
 PUBLISHED = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffprobe.adapters.preprocessing import digest_of
-from diffprobe.adapters.published import checkpoints, digest_state, fill, full_float32, read_state
+from diffprobe.adapters.published import checkpoints, digest_state, fill, read_state
 from diffprobe.adapters.weights import LoadOptions
 from diffprobe.errors import UserError, unknown
+from diffprobe.measures.precision import full_float32
 
 EPS = 1e-10  # beside the norm of a feature, so that an empty one stays zero
 _PIXELS = 1 << 21  # of both images together that run at once: what the widest layer makes of them stays within half a GiB

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -80,22 +79,6 @@ def digest_state(state: Mapping[str, Tensor]) -> str:
         total.update(f"{name}:{value.dtype}:{list(value.shape)}\n".encode())
         total.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
-
-
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """Convolutions in float32 proper, as a fingerprint says: accelerators round their inputs to 10 bits of mantissa if not told."""
-    if not torch.cuda.is_available():
-        yield
-        return
-    newer = getattr(torch.backends.cudnn, "conv", None)  # since 2.9, where the older switch may not be touched once this one is set
-    place, name, proper = (newer, "fp32_precision", "ieee") if newer else (torch.backends.cudnn, "allow_tf32", False)
-    before = getattr(place, name)
-    setattr(place, name, proper)
-    try:
-        yield
-    finally:
-        setattr(place, name, before)
 
 
 def _counts(name: str) -> bool:

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from diffprobe.adapters.custom import bring, is_import_path, placed, told
 from diffprobe.adapters.embedders import load_clip
-from diffprobe.adapters.published import digest_state, fill, full_float32, read_state
+from diffprobe.adapters.published import digest_state, fill, read_state
 from diffprobe.adapters.weights import LoadOptions
 from diffprobe.errors import UserError, unknown
 from diffprobe.measures import similarity
+from diffprobe.measures.precision import full_float32
 from diffprobe.model import Embedder, Scorer
 
 #: The CLIP that the improved head and the best-known linear one were trained on, and the width of its embeddings.

@@ -1,4 +1,4 @@
-"""What a geometry guide learns from: local scaling psi of the decoder at noised latents, the costly part, kept in a file as it grows."""
+"""What a geometry guide learns from: local scaling psi of the decoder, the costly part, kept in a file as it grows."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _KEY = "diffprobe.guide_labels"
 class LabelSettings:
     """What is measured where: `levels` noise levels an image, psi on `directions` output directions (all of them where there are fewer).
 
-    `target` "noised" is psi at the noised latent itself, as in the study; "clean" is psi at the image's own latent, whatever the
-    level: what the sample is to become, at a `levels`-th of the cost.
+    `target` "clean" is psi at the image's own latent, whatever noise it is shown under: what the sample is to become. "noised", the
+    study's, is psi at the noised latent itself, at `levels` times the cost; it hardly moves the samples (docs/geometry-guidance.md).
     """
 
     levels: int = 10
     directions: int = 120
     direction_seed: int = 0
-    target: Literal["noised", "clean"] = "noised"
+    target: Literal["noised", "clean"] = "clean"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class Labels(NamedTuple):
 def labelled(model: Model, latents: Tensor, settings: LabelSettings, cache: Path | str | None = None) -> Labels:
     """psi of the decoder for latents [n, C, h, w] as `settings` say; the cost is `settings.cost(n)` reverse passes.
 
-    f = 2 decode - 1, so that outputs are in [-1, 1]; x_t / sqrt(alpha^2 + sigma^2) is where psi is measured, on every path. With a
+    f = 2 decode - 1, so that outputs are in [-1, 1]; a noised latent is x_t / sqrt(alpha^2 + sigma^2), on every path. With a
     `cache` what was measured is kept there as it grows, and a second call goes on from it. Raises UserError where the model lacks
     a codec or a path, for fewer than 20 latents, for a cache of other labels, and where psi is not finite or the same everywhere.
     """

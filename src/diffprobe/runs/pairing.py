@@ -196,9 +196,9 @@ def _notes(frames: list[pd.DataFrame], keys: list[tuple[Any, ...]]) -> Iterator[
     """What pairs and yet differs: a strength's noise level under another schedule, a prompt's words, an image's size."""
     if not keys:
         return
-    if all("sigma" in frame for frame in frames):
+    if all({"sigma", "strength"} <= set(frame) for frame in frames):
         a, b = (frame.loc[keys, "sigma"].to_numpy(np.float64) for frame in frames)
-        apart = ~np.isclose(a, b, rtol=0.01)
+        apart = ~np.isclose(a, b, rtol=0.01, equal_nan=True)
         if apart.any():
             share, first = apart.mean(), int(np.flatnonzero(apart)[0])
             yield f"The same strength starts at another noise level in {share:.0%} of the pairs (sigma {a[first]:.3g} and {b[first]:.3g})."

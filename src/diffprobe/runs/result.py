@@ -6,7 +6,7 @@ import dataclasses
 import json
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -166,11 +166,11 @@ def check(probes: Iterable[Probe], rig: Rig) -> None:
         probe.check(rig.model)
 
 
-def describe(rig: Rig, probes: Iterable[Probe]) -> dict[str, Any]:
+def describe(rig: Rig, probes: Sequence[Probe]) -> dict[str, Any]:
     """What run.json says: the study as resolved, the identity of model and instruments, code and machine."""
     return {
         "schema": SCHEMA,
-        "model": {"name": rig.model.name, **rig.model.identity},
+        "model": {"name": rig.model.name, **rig.model.identity, **_checkpoints(rig, probes)},
         "embedders": rig.fingerprints,
         "probes": [settings(probe) for probe in probes],
         "versions": {name: metadata.version(name) for name in _PACKAGES},
@@ -178,6 +178,12 @@ def describe(rig: Rig, probes: Iterable[Probe]) -> dict[str, Any]:
         "batch_size": rig.batch_size,
         "created": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
     }
+
+
+def _checkpoints(rig: Rig, probes: Iterable[Probe]) -> dict[str, str]:
+    """What identifies the checkpoints that the probes ask for; each is loaded for it, before anything is measured."""
+    names = dict.fromkeys(name for probe in probes for name in getattr(probe, "checkpoints", ()))
+    return {f"checkpoint {name}": rig.model.checkpoints[name]().identity.get("weights", "not known") for name in names}
 
 
 def flat(estimate: Estimate) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -127,11 +127,21 @@ def parse_probe(item: object) -> Probe:
             raise unknown(f"setting of {kind}", str(name), fields)
         if str(fields[name].type).startswith("tuple"):
             values = value if isinstance(value, list | tuple) else [value]
-            settings[name] = ["null" if item is None else item for item in values]  # YAML reads the prompt set null as nothing
+            # YAML reads the prompt set null as nothing.
+            settings[name] = ["null" if item is None else _nested(item, kind, name) for item in values]
     try:
         return cast(Probe, TypeAdapter(PROBES[kind]).validate_python(settings))
     except ValidationError as error:
         raise _told(error, kind) from error
+
+
+def _nested(item: object, kind: str, name: str) -> object:
+    """An item of a list of settings; in one that has settings of its own, too, a single value stands for a list of one."""
+    inner = next((part for part in get_args(get_type_hints(PROBES[kind])[name]) if dataclasses.is_dataclass(part)), None)
+    if inner is None or not isinstance(item, dict):
+        return item
+    lists = {field.name for field in dataclasses.fields(inner) if str(field.type).startswith("tuple")}
+    return {key: [value] if key in lists and not isinstance(value, list | tuple) else value for key, value in item.items()}
 
 
 def settings(probe: Probe) -> dict[str, Any]:

@@ -15,6 +15,7 @@ count says how many gates switch, not how many linear regions there are.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,8 +26,11 @@ import torch
 from torch import Tensor
 
 from diffprobe import rng
+from diffprobe.measures.geometry.directions import haar
 from diffprobe.measures.geometry.knots import Knots, watching
-from diffprobe.measures.geometry.maps import Map, width
+from diffprobe.measures.geometry.maps import Map, unlike, width
+from diffprobe.measures.geometry.memory import TOO_LARGE, attempt, batches, vertices_that_fit
+from diffprobe.measures.precision import full_float32
 
 #: Rows of one batch where the caller names no bound.
 ROWS = 64
@@ -65,8 +69,7 @@ def frame(size: int, dims: int, seed: int = 0) -> Tensor:
     """
     if not 1 <= dims <= size:
         raise ValueError(f"a latent of {size} numbers has 1 to {size} orthonormal directions: choose dims among them, not {dims}")
-    q, r = np.linalg.qr(rng.stream("geometry.frame", seed).standard_normal((size, dims)))
-    return torch.from_numpy(np.ascontiguousarray((q * np.sign(np.diag(r))).T))
+    return torch.from_numpy(np.ascontiguousarray(haar(rng.stream("geometry.frame", seed).standard_normal((size, dims))).T))
 
 
 def local_complexity(f: Map, z: Tensor, radius: float, dims: int, *, seed: int = 0, rows: int | None = None) -> Complexity:
@@ -77,9 +80,12 @@ def local_complexity(f: Map, z: Tensor, radius: float, dims: int, *, seed: int =
     folds between the vertices, which a small radius makes true. In float32 a radius of 1e-5 counts rounding too: `rounding_floor`.
 
     f takes any number of rows, which must not depend on one another, and may return anything. It runs without gradients in the
-    dtype of z: on two rows of which one is NaN, which shows what inside depends on the rows and along which axis; then on batches of
-    at most `rows` rows (64), never less than one latent's. Raises ValueError for a radius or dims that make no neighbourhood, and
-    for a network whose rows do depend on one another.
+    dtype of z: on two rows of which one is NaN, which shows what inside depends on the rows and along which axis; where the NaN did
+    not arrive everywhere (a time embedding; or an operation lost it), on two sound rows too; then on batches of at most `rows` rows
+    (64, or fewer where memory has not room for them), never less than one latent's. Raises ValueError for a radius or dims that make
+    no neighbourhood, and for a network whose rows do depend on one another; MemoryError where one neighbourhood is too large. Known
+    beforehand are its output and its largest input of a non-linearity: it does not run where these exceed the memory. What else it
+    takes is not, and a system that grants memory which it does not have may end the process.
     """
     if not (math.isfinite(radius) and radius > 0):
         raise ValueError(f"radius {radius} makes no neighbourhood: give a number above 0, such as 0.01")
@@ -146,19 +152,9 @@ def _watched(f: Map, z: Tensor, around: Callable[[Tensor], Tensor], corners: int
     if rows is not None and rows < 1:
         raise ValueError(f"a batch of {rows} rows measures nothing: choose 1 or more")
     sound = z[_finite(z)]
-    example = sound[:1] if len(sound) else torch.ones_like(z[:1])
-    layers, step = _layers(f, example), max(1, (ROWS if rows is None else rows) // corners)
-    counts = list[Tensor]()
-    for start in range(0, len(z), step):
-        vertices = around(z[start : start + step])
-        try:
-            part = _counts(f, vertices, layers)
-        except _UnlikeError:
-            if start:
-                raise
-            layers = _layers(f, example)  # a first call also ran what is kept since, such as the encoder of a prompt
-            part = _counts(f, vertices, layers)
-        counts.append(part)
+    layers, held = _layers(f, sound[:1] if len(sound) else torch.ones_like(z[:1]))
+    most = min(ROWS if rows is None else rows, vertices_that_fit(held, corners, z.device))
+    counts = list(batches(lambda part, _: _counts(f, around(part), layers), z, max(1, most // corners)))
     seen = [layer for layer in layers if layer]
     return seen, torch.cat([torch.zeros(0, len(seen), dtype=torch.float64), *counts])
 
@@ -172,21 +168,64 @@ def _total(counts: Tensor, z: Tensor) -> Tensor:
     return counts.sum(1).masked_fill(~_finite(z).cpu(), torch.nan)
 
 
-def _layers(f: Map, example: Tensor) -> list[_Layer | None]:
-    """One entry for each non-linearity that runs on an example and a row of NaN; None where nothing depends on the row."""
-    found = list[_Layer | None]()
+def _layers(f: Map, example: Tensor) -> tuple[list[_Layer | None], int]:
+    """One entry for each non-linearity that runs on an example and another row, and the bytes of the largest that one row makes.
+
+    None where nothing depends on the row. Raises ValueError, MemoryError.
+    """
+    if not len(example):
+        return [], 0
+    both = torch.cat([example, unlike(example)])
+    for last in (False, True):
+        try:
+            found = attempt(lambda rows, _: _told(f, rows), both, 2)
+        except _UnlikeError:
+            if last:
+                raise
+            continue  # a first call also ran what is kept since, such as the encoder of a prompt
+        if found:
+            return found[0]
+    raise MemoryError(TOO_LARGE)
+
+
+@full_float32()
+def _told(f: Map, both: Tensor) -> tuple[list[_Layer | None], int]:
+    """`_layers` by what a NaN in the second of two rows reaches; where it reaches nothing, by what changes with that row."""
+    found, unsure, held = list[_Layer | None](), dict[int, tuple[str, Tensor]](), 0
+    changed = dict[int, tuple[str, Tensor, int]]()
+    other = "the map runs other non-linearities a second time: it must treat all calls alike"
 
     def see(name: str, values: Tensor, knots: Knots) -> None:
-        found.append(_layer(name, values.isnan(), max(1, len(knots[1]))))
+        nonlocal held
+        held = max(held, values.nbytes // 2)
+        layer = _layer(name, values.isnan(), max(1, len(knots[1])))
+        if layer is None:
+            unsure[len(found)] = name, values.clone()
+        found.append(layer)
 
-    if len(example):
-        with watching(see):
-            f(torch.cat([example, torch.full_like(example, torch.nan)]))
-    return found
+    def compare(name: str, values: Tensor, knots: Knots) -> None:
+        place = next(places)
+        before, known = unsure.get(place, (name, values))
+        if place >= len(found) or before != name or known.shape != values.shape:
+            raise _UnlikeError(other)
+        if known is not values:
+            changed[place] = name, known != values, max(1, len(knots[1]))
+
+    with watching(see):
+        y = f(torch.cat([both[:1], torch.full_like(both[:1], torch.nan)]))
+    if unsure:
+        places = itertools.count()
+        with watching(compare):
+            f(both)
+        if next(places) != len(found):
+            raise _UnlikeError(other)
+    for place, told in changed.items():
+        found[place] = _layer(*told)
+    return found, held + (y.nbytes // 2 if isinstance(y, Tensor) else 0)
 
 
 def _layer(name: str, lost: Tensor, knots: int) -> _Layer | None:
-    """Where the rows are, from what the second row's NaN has reached."""
+    """Where the rows are, from what the second row's NaN has reached, or a change of it."""
     if not bool(lost.any()):
         return None
     for axis, length in enumerate(lost.shape):
@@ -197,6 +236,7 @@ def _layer(name: str, lost: Tensor, knots: int) -> _Layer | None:
     raise ValueError(f"rows depend on one another at a {name}, or run one by one: set the network to eval(), and slicing and tiling off")
 
 
+@full_float32()
 def _counts(f: Map, vertices: Tensor, layers: Sequence[_Layer | None]) -> Tensor:
     """Knots crossed [b, L] between the vertices [b, 2 P, ...] of b latents, in one batch."""
     samples, corners = vertices.shape[:2]

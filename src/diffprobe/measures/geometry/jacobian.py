@@ -20,8 +20,9 @@ def jacobian(f: Map, z: Tensor, *, rows: int | None = None) -> Tensor:
     """The whole Jacobian [B, D, E] at latents z [B, *in]: E forward-mode passes a latent where those are cheaper than D backward ones.
 
     In forward mode attention is computed by its plain formula, since fused kernels have no rule for it. Where another operation
-    lacks one, J e is the derivative of u -> (J^T u) . e, and where that fails too, D backward passes do it. `rows` is for tests.
-    Raises ValueError for what is no differentiable map of rows, MemoryError where the Jacobians or one row are too large.
+    lacks one, or memory runs out, J e is the derivative of u -> (J^T u) . e, and where that fails too, D backward passes do it.
+    `rows` is for tests. Raises ValueError for what is no differentiable map of rows, MemoryError where the Jacobians or one row are
+    too large.
     """
     return _together(f, z, None, rows)
 

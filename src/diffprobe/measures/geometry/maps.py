@@ -25,6 +25,11 @@ def leaf(z: Tensor) -> Tensor:
     return z.detach().clone().requires_grad_()
 
 
+def unlike(row: Tensor) -> Tensor:
+    """Another row on the same side of 0, so that what is open for the one mostly is for the other."""
+    return 1.5 * row + torch.full_like(row, 0.1).copysign(row)
+
+
 def width(z: Tensor) -> int:
     """E, the numbers in a row of latents [B, *in]. Raises ValueError for latents that are no batch of floating-point rows."""
     if z.ndim < 2 or not z.is_floating_point():

@@ -8,23 +8,32 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import grad
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from diffprobe.measures.geometry.maps import Map, gradients, leaf, rows_of, width
+from diffprobe.measures.geometry.maps import Map, gradients, leaf, rows_of, unlike, width
+from diffprobe.measures.precision import full_float32
 
 T = TypeVar("T")
 
 #: The share of a device's whole memory that the graph of one batch may take; the rest is for weights, passes and other processes.
 SHARE = {"cpu": 0.125, "cuda": 0.4}
 #: A batch whose graph takes this many bytes is large enough. On a CPU a backward pass of a row of the embedded decoder (14 MiB) takes
-#: 17 to 19 ms in batches of 1 to 8; rows of small networks get faster up to some hundreds of them. For accelerators not measured.
-ENOUGH = {"cpu": 64 << 20, "cuda": 4 << 30}
+#: 17 to 19 ms in batches of 1 to 8; rows of small networks get faster up to some hundreds of them. For accelerators not measured:
+#: a row of Stable Diffusion's decoder at 512 pixels takes 5.6 GiB, so that eight of them go together where there is room.
+ENOUGH = {"cpu": 64 << 20, "cuda": 48 << 30}
+#: And what the Jacobians of one batch may take.
+RESULT = {"cpu": 64 << 20, "cuda": 4 << 30}
 #: No batch is larger.
 MOST = 512
 #: What a machine has that does not tell.
 UNKNOWN = 8 << 30
 TOO_LARGE = "one latent alone exceeds the memory of its device: take a smaller resolution or half precision"
+COUPLED = (
+    "rows of the map depend on one another, as batch norms make them while they train: set the network to eval()"
+    " (its running statistics have moved: load it again)"
+)
 
 
 class Footprint(NamedTuple):
@@ -37,18 +46,21 @@ class Footprint(NamedTuple):
 
 
 def footprint(f: Map, z: Tensor) -> Footprint:
-    """Measured on the first row of z [B, ...], and on it twice, so that what does not grow with the rows (weights) is not counted.
+    """Measured on the first row of z [B, ...], and on it and another, so that what does not grow with the rows (weights) is not counted.
 
-    Nothing is kept while it is counted: this takes little more memory than a forward without gradients. Raises ValueError for what
-    is no map of rows, MemoryError where one row is too large.
+    Given up as soon as the graph exceeds all memory of the device, since not every system refuses what it does not have. Raises
+    ValueError for what is no map of rows, or where the first of two rows has a gradient in the other, as with batch norms that train:
+    looking has then moved their running statistics, which no caller of f can see. MemoryError where one row is too large.
     """
     width(z)
     with gradients():
         first = z[:1].detach().clone() if len(z) else z.new_zeros(1, *z.shape[1:])
-        once, twice = (_attempt(lambda part, _: _kept(f, part), torch.cat([first] * many), many) for many in (1, 2))
-    if not once:
-        raise MemoryError(TOO_LARGE)
-    (one, y), two = once[0], twice[0][0] if twice else 2 * once[0][0]
+        once = attempt(lambda x, _: _kept(f, x), first, 1)
+        if not once:
+            raise MemoryError(TOO_LARGE)
+        one, y = once[0]
+        twice = attempt(lambda x, _: _kept(f, x), torch.cat([first, unlike(first)]), 2) if 2 * one <= _memory(y.device) else None
+    two = twice[0][0] if twice else 2 * one
     return Footprint(max(two - one, y.shape[1] * y.element_size()), y.shape[1], y.dtype, y.device)
 
 
@@ -56,7 +68,7 @@ def rows_that_fit(f: Map, z: Tensor, *, memory: int | None = None) -> int:
     """How many rows of f to hold at once with their graph, at least 1, for latents like z [B, ...], of which one is tried.
 
     As many as a fixed share of the device's `memory` in bytes holds, by default of all that it has, used or not, so that equal
-    machines choose alike; and no more than pay: with a graph of 64 MiB (on a GPU 4 GiB) or 512 rows a batch is large enough.
+    machines choose alike; and no more than pay: with a graph of 64 MiB (on a GPU 48 GiB) or 512 rows a batch is large enough.
     Raises ValueError for what is no map of rows, MemoryError where one row is too large.
     """
     seen = footprint(f, z)
@@ -68,15 +80,22 @@ def fitting(kept: int, device: torch.device, memory: int | None = None) -> int:
     return max(1, min(MOST, min(_room(device, memory), _of(ENOUGH, device)) // max(1, kept)))
 
 
+def vertices_that_fit(row: int, corners: int, device: torch.device) -> int:
+    """How many rows of a forward alone, each of so many bytes, to run at once. Raises MemoryError where `corners` exceed all memory."""
+    if row * corners > _memory(device):
+        raise MemoryError(TOO_LARGE)
+    return _room(device) // max(1, row)
+
+
 def latents_that_fit(held: int, device: torch.device) -> int:
     """How many latents to treat at once, at least 1, where the result of each takes so many bytes. Raises MemoryError as `check_room`."""
     check_room(held, device)
-    return max(1, min(_room(device), _of(ENOUGH, device)) // max(1, held))
+    return max(1, min(_room(device), _of(RESULT, device)) // max(1, held))
 
 
 def check_room(held: int, device: torch.device) -> None:
-    """Raises MemoryError where a result of so many bytes is larger than half of what the device has."""
-    if held > _memory(device) / 2:
+    """Raises MemoryError where a result of so many bytes is larger than a sixth of what the device has: it takes up to 2.8 times that."""
+    if held > _memory(device) / 6:
         raise MemoryError(f"the Jacobian would take {held / 2**30:.1f} GiB: take fewer latents, or project it on directions(outputs, k)")
 
 
@@ -88,7 +107,7 @@ def batches(work: Callable[[Tensor, int], T], z: Tensor, rows: int, most: int | 
     start = 0
     while start < len(z):
         part = z[start : start + min(rows, most or rows)]
-        done = _attempt(work, part, rows)
+        done = attempt(work, part, rows)
         if done:
             yield done[0]
             start += len(part)
@@ -99,14 +118,14 @@ def batches(work: Callable[[Tensor, int], T], z: Tensor, rows: int, most: int | 
 
 
 def out_of_memory(error: Exception) -> bool:
-    """torch.OutOfMemoryError of accelerators, and the plain RuntimeError of the CPU's allocator."""
+    """torch.OutOfMemoryError of accelerators, and the plain RuntimeError of their libraries and of the CPU's allocator."""
     told = str(error)
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
-        sign in told for sign in ("out of memory", "can't allocate memory", "not enough memory")
+        sign in told for sign in ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
     )
 
 
-def _attempt(work: Callable[[Tensor, int], T], part: Tensor, rows: int) -> tuple[T] | None:
+def attempt(work: Callable[[Tensor, int], T], part: Tensor, rows: int) -> tuple[T] | None:
     """The result, or None where memory ran out: what the failed attempt holds is free only after the exception is gone."""
     try:
         return (work(part, rows),)
@@ -134,17 +153,38 @@ def _memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else UNKNOWN
 
 
+@full_float32()
 def _kept(f: Map, x: Tensor) -> tuple[int, Tensor]:
-    """The bytes of all storages that the graph of f(x) would keep, each counted once, and f(x) [R, D]."""
-    sizes: dict[int, int] = {}
-    alive = []  # an address names a storage for as long as a weak reference to it lives
+    """The bytes of all storages that the graph of f(x) keeps, each counted once, and f(x) [R, D]. Raises MemoryError, ValueError."""
+    held, most = 0, _memory(x.device)
+    alive: dict[int, StorageWeakRef] = {}  # an address names a storage for as long as a weak reference to it lives
 
-    def count(saved: Tensor) -> None:
+    def count(saved: Tensor) -> Tensor:
+        nonlocal held
         storage = saved.untyped_storage()
         reference = StorageWeakRef(storage)
-        alive.append(reference)
-        sizes[reference.cdata] = storage.nbytes()
+        if reference.cdata not in alive:
+            alive[reference.cdata] = reference
+            held += storage.nbytes()
+        if held > most:
+            raise MemoryError(TOO_LARGE)
+        return saved.detach()  # for maps that differentiate inside; itself it would hold its own graph
 
-    with saved_tensors_hooks(count, lambda _: _):
-        y = rows_of(f, leaf(x))
-    return sum(sizes.values()), y.detach()
+    x = leaf(x)
+    with saved_tensors_hooks(count, lambda saved: saved):
+        y = rows_of(f, x)
+    if len(x) > 1:
+        _check_apart(x, y)
+    return held, y.detach()
+
+
+def _check_apart(x: Tensor, y: Tensor) -> None:
+    """Raises ValueError where y[0] has a gradient in x[1], beyond rounding; nan tells nothing."""
+    if not y.requires_grad:
+        return
+    weights = torch.zeros_like(y)
+    weights[0] = torch.linspace(1, 2, y.shape[1])
+    (gradient,) = grad(y, x, weights, allow_unused=True)
+    own, other = (0.0, 0.0) if gradient is None else gradient.abs().flatten(1).amax(1).tolist()
+    if other > torch.finfo(x.dtype).eps * own:
+        raise ValueError(COUPLED)

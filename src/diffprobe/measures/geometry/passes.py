@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 from diffprobe import rng
 from diffprobe.measures.geometry.maps import Map, dependent, differentiable, gradients, leaf, rows_of, width
-from diffprobe.measures.geometry.memory import TOO_LARGE, footprint, out_of_memory
+from diffprobe.measures.geometry.memory import TOO_LARGE, attempt, footprint
+from diffprobe.measures.precision import full_float32
 
 #: (f, x [R, *in], tangents [R, *in]) -> J t [R, D], each row with its own tangent.
 Push = Callable[[Map, Tensor, Tensor], Tensor]
@@ -22,6 +24,7 @@ Push = Callable[[Map, Tensor, Tensor], Tensor]
 PUSH_COST = 3
 
 
+@full_float32()
 def pull(f: Map, part: Tensor, rows: int, weights: Tensor | None, outputs: int) -> Tensor:
     """J^T w for every latent of part [b, *in] and every row w of weights [k, D], or all D unit vectors for None: [b, k, E].
 
@@ -59,23 +62,28 @@ def push_rule(f: Map, z: Tensor) -> Push | None:
     """How J t can be had for this map, tried on the first of the latents z [B, *in]: forward mode, differentiating twice, or not at all.
 
     A way must agree with a backward pass, (J^T w) . t = |w|^2 for w = J t: an operation that may be differentiated only once is left
-    out by both without a word. Raises ValueError for what is no differentiable map of rows, MemoryError where one row is too large.
+    out by both without a word. So must it fit into memory. Raises ValueError for what is no differentiable map of rows, MemoryError
+    where one row is too large for a backward pass too.
     """
     x = z[:1].detach().clone() if len(z) else z.new_zeros(1, *z.shape[1:])
     t = rng.normal(x.shape[1:], "geometry.tangent", [0]).to(x)
     for push in (_forward, _twice):
         try:
-            w = push(f, x, t)
-        except (RuntimeError, ValueError) as error:
-            if out_of_memory(error):
-                raise MemoryError(TOO_LARGE) from error
+            agreed = attempt(partial(_agrees, f, t, push), x, 1)
+        except (RuntimeError, ValueError):
             continue  # an operation without this derivative: the next way is tried, and without any the backward pass speaks
-        back, length = float((pull(f, x, 1, w, w.shape[1]).double() * t.double().flatten()).sum()), float(w.double().square().sum())
-        if not abs(back - length) > max(1e-3, 16 * torch.finfo(w.dtype).eps) * length:  # so a nan, which tells nothing, passes
+        if agreed == (True,):
             return push
     outputs = footprint(f, x).outputs
-    pull(f, x, 1, x.new_ones(1, outputs), outputs)
+    if not attempt(lambda x, rows: pull(f, x, rows, x.new_ones(1, outputs), outputs), x, 1):
+        raise MemoryError(TOO_LARGE)
     return None
+
+
+def _agrees(f: Map, t: Tensor, push: Push, x: Tensor, rows: int) -> bool:
+    w = push(f, x, t)
+    back, length = float((pull(f, x, rows, w, w.shape[1]).double() * t.double().flatten()).sum()), float(w.double().square().sum())
+    return not abs(back - length) > max(1e-3, 16 * torch.finfo(w.dtype).eps) * length  # so a nan, which tells nothing, passes
 
 
 class _WholeNorm(TorchFunctionMode):
@@ -87,6 +95,7 @@ class _WholeNorm(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@full_float32()
 def _forward(f: Map, x: Tensor, tangents: Tensor) -> Tensor:
     """J t by forward mode; fused attention has no rule for it, the plain formula has."""
     with torch.inference_mode(False), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _WholeNorm(), forward_ad.dual_level():
@@ -94,6 +103,7 @@ def _forward(f: Map, x: Tensor, tangents: Tensor) -> Tensor:
         return dependent(forward_ad.unpack_dual(y).tangent)
 
 
+@full_float32()
 def _twice(f: Map, x: Tensor, tangents: Tensor) -> Tensor:
     """J t as the derivative of u -> (J^T u) . t, which is linear, so that u = 0 will do."""
     with gradients(), sdpa_kernel(SDPBackend.MATH):

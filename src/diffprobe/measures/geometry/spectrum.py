@@ -22,8 +22,9 @@ def jacobian_spectrum(f: Map, z: Tensor, directions: Tensor | None = None, *, ro
     A value below 16 machine epsilons (half precision: 2) times the largest of its row is exactly 0, the epsilon that of the coarser
     dtype of z and f(z): what rounding in the passes makes of a zero lies there. What follows the passes is in float64: by the
     smaller Gram matrix, whose own noise of 1e-8 of the largest is below that of float32, and from a float64 Jacobian itself.
-    A row is nan where its Jacobian is not finite, and zero where the map is flat; no row depends on another. Half precision inside
-    of f that z and f(z) do not show makes more noise than this knows. `rows` is for tests.
+    It knows rounding by the dtypes of z and f(z) only. A map that runs in half precision inside, or that is a difference of large
+    terms, such as x - sigma eps(x) at high noise, has more: its zeros may be above the threshold, and then count.
+    A row is nan where its Jacobian is not finite, and zero where the map is flat; no row depends on another. `rows` is for tests.
     Raises ValueError for what is no differentiable map of rows and for directions that do not fit its output, MemoryError where
     one row, or one whole Jacobian, is too large.
     """

@@ -46,7 +46,10 @@ def jacobian_trace(f: Map, z: Tensor, seeds: Sequence[int], *, rows: int | None 
         raise ValueError("the trace needs a seed or more: ten tell it to a few per cent where the rank is large")
     push = push_rule(f, z)
     if push is None:
-        raise ValueError("an operation of the map has no second derivative: use implied_trace of its jacobian_spectrum through directions")
+        raise ValueError(
+            "an operation of the map has no second derivative, or no memory for it:"
+            " use implied_trace of its jacobian_spectrum through directions"
+        )
     probes = rng.normal((seen.outputs,), "geometry.trace", seeds)
 
     def work(part: Tensor, rows: int) -> Tensor:

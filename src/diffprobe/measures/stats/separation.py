@@ -47,8 +47,9 @@ def auroc(inside: ArrayLike, outside: ArrayLike, *, level: float = 0.95) -> Inte
     simulations from 12 units in each set, for areas of 0.5 to 0.99: 93 to 97 % (up to 97.5 where areas of 0.95 and more come in steps)
     for normal and skewed values and ties; down to 91 % where 12 to 25 units have three times the spread of the other set. (The plain
     DeLong interval covers 74 % at 12 + 12 and 0.95, its logit 86 %.) Infinite values count by their order. Limits are nan with fewer
-    than 2 units in a set. Raises ValueError for an empty set or a nan.
+    than 2 units in a set. Raises ValueError for an empty set, a nan, or a level outside (0, 1).
     """
+    _check_level(level)
     return _interval(_ranked(*_samples(inside, outside)), level)
 
 
@@ -63,6 +64,7 @@ def paired_auroc(
     correlate by 0.9; down to 90 % where 12 units have three times the spread of 40 others, and for 0.99 against 0.9 where the measures
     correlate by 0.9. Raises ValueError for sets whose lengths differ between a and b, and as `auroc`.
     """
+    _check_level(level)
     a, b = (_samples(*sides) for sides in ((inside_a, outside_a), (inside_b, outside_b)))
     if any(len(x) != len(y) for x, y in zip(a, b, strict=True)):
         raise ValueError(
@@ -127,6 +129,11 @@ def _expected(share: float, m: int, n: int) -> float:
     """Hanley and McNeil's variance of an area, with Newcombe's mean of the two sample sizes, so that it has no side."""
     pairs = (m + n) / 2 - 1
     return share * (1 - share) / (m * n) * (1 + pairs * ((1 - share) / (2 - share) + share / (1 + share)))
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"a level of {level:g} makes no interval: give one above 0 and below 1, such as 0.95")
 
 
 def _interval(ranked: _Ranked, level: float) -> Interval:

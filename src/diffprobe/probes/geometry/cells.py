@@ -22,6 +22,7 @@ from diffprobe.probes.geometry.maps import encoded, native, sample
 from diffprobe.probes.geometry.places import Place, plane
 from diffprobe.probes.looks import LOSSLESS, decode, features, flaw, vectors, webp
 
+_HELD = "geometry.checkpoint"
 #: The columns that tell samples apart, in every record whatever the place; null where they do not apply.
 PLACE = {
     "set": pa.string(),
@@ -29,6 +30,7 @@ PLACE = {
     "population": pa.string(),
     "seed": pa.int64(),
     "step": pa.int64(),
+    "num_inference_steps": pa.int64(),
     "last": pa.bool_(),
     "sigma": pa.float64(),
     "guidance_scale": pa.float64(),
@@ -57,7 +59,8 @@ class Samples:
 
     def cost(self) -> Cost:
         n, how = self.place.rows, self.how
-        passes = 2 * how.directions * (1 if how.precision else len(how.projections)) + 4 * how.dims  # a backward pass is a forward's price
+        # A backward pass has a forward's price; of the projections that a precision may take, half.
+        passes = 2 * how.directions * max(1, len(how.projections) // (2 if how.precision else 1)) + 4 * how.dims
         size = 120 + (4 * how.directions + 2_500 if self.spectra else 0) + 4_500 * self.keep
         return self.place.cost() + Cost(samples=n, decodings=n * passes, bytes=n * size + 4_000)
 
@@ -65,13 +68,14 @@ class Samples:
         model = at_checkpoint(rig, self.checkpoint)
         taken = self.place.take(rig, model, *records)
         found = describe(rig, taken.map, taken.latents.to(model.device), self.how)
-        flags = [_flag(found, i, taken.seen) for i in range(len(taken.latents))]
+        flags = [_flag(found, i, None if taken.kept else taken.seen) for i in range(len(taken.latents))]
         columns: dict[str, Any] = {name: pa.array(taken.columns.get(name, [None] * len(flags)), kind) for name, kind in PLACE.items()}
         columns |= {
             "checkpoint": pa.array([self.checkpoint] * len(flags), pa.string()),
             "weights": pa.array([model.identity.get("weights")] * len(flags), pa.string()),
             "flag": pa.array(flags, pa.string()),
             "directions": [found.directions] * len(flags),
+            "projection_seed": [self.how.projections[0]] * len(flags),
             "latent_size": [found.latent_size] * len(flags),
             "output_size": [found.output_size] * len(flags),
             "units": [found.units] * len(flags),
@@ -84,19 +88,19 @@ class Samples:
         return pa.table(columns)
 
     def _looks(self, rig: Rig, seen: Tensor, flags: list[str | None], kept: tuple[bool, ...]) -> dict[str, Any]:
-        """Features and scores of the images, and their pictures; those of a slice are for a look alone."""
+        """Features and scores of the images, and their pictures; of a slice or a field, whose images are few, the pictures alone."""
         clean = torch.where(seen.isfinite(), seen, 0.5).clamp(0, 1)
+        if kept:
+            shown = iter(clean)
+            return {
+                "picture": pa.array([_webp(next(shown), flag) if one else None for one, flag in zip(kept, flags, strict=True)], pa.binary())
+            }
         columns: dict[str, Any] = {"sharpness": _column(similarity.sharpness(clean).numpy(), flags)}
-        if not kept:
-            columns |= {f"feature:{name}": vectors(features(rig, one, clean)) for name, one in rig.embedders.items()}
-            for name, scorer in rig.scorers.items():
-                scores = torch.cat([scorer(part) for part in clean.split(rig.batch_size)])
-                columns[f"score:{name}"] = _column(scores.double().numpy(), flags)
-        shown = kept or (self.keep,) * len(flags)
-        pictures = [
-            webp(image, lossless=max(image.shape[-2:]) <= LOSSLESS) if show and not flag else None
-            for image, show, flag in zip(clean, shown, flags, strict=True)
-        ]
+        columns |= {f"feature:{name}": vectors(features(rig, one, clean)) for name, one in rig.embedders.items()}
+        for name, scorer in rig.scorers.items():
+            scores = torch.cat([scorer(part) for part in clean.split(rig.batch_size)])
+            columns[f"score:{name}"] = _column(scores.double().numpy(), flags)
+        pictures = [_webp(image, flag) if self.keep else None for image, flag in zip(clean, flags, strict=True)]
         return {**columns, "picture": pa.array(pictures, pa.binary())}
 
 
@@ -148,12 +152,24 @@ class Anchors:
 
 
 def at_checkpoint(rig: Rig, name: str | None) -> Model:
-    """The rig's model, or it at one of its checkpoints, of which the last is kept in memory."""
+    """The rig's model, or it at one of its checkpoints, of which the last is kept. Raises UserError for one that is another model."""
     if name is None:
         return rig.model
     if name not in rig.model.checkpoints:
         raise UserError(f"'{rig.model.name}' has no checkpoint '{name}': it has {', '.join(rig.model.checkpoints) or 'none'}")
-    return rig.memo(("geometry.checkpoint", name), rig.model.checkpoints[name])
+    held, found = rig.memo(_HELD, lambda: ("", rig.model))
+    if held != name:
+        found = rig.model.checkpoints[name]()
+        lacking = rig.model.capabilities - found.capabilities
+        if lacking or found.shape != rig.model.shape:
+            what = f"no {' and no '.join(sorted(lacking))}" if lacking else f"latents of shape {found.shape}, not {rig.model.shape}"
+            raise UserError(f"the checkpoint '{name}' of '{rig.model.name}' has {what}: it must be the same model at another moment")
+        rig.memo.keep(_HELD, (name, found))
+    return found
+
+
+def _webp(image: Tensor, flag: str | None) -> bytes | None:
+    return None if flag else webp(image, lossless=max(image.shape[-2:]) <= LOSSLESS)
 
 
 def _flag(found: Described, index: int, seen: Tensor | None) -> str | None:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from diffprobe.errors import UserError
 from diffprobe.measures import geometry
+from diffprobe.measures.geometry import Map
 from diffprobe.model import Rig
-from diffprobe.probes.geometry.maps import Map
 
 Array = npt.NDArray[np.float64]
 
@@ -35,7 +35,7 @@ class Described(NamedTuple):
     """The descriptors of B latents, by name as `NUMBERS` has them, float64 [B] each; `spectrum` [B, K] is that of the first projection.
 
     `directions` is the number that was projected on, 0 where the whole Jacobian was taken; then `psi_error` is 0. `rank` counts the
-    singular values above 0. `delta_floor` is what rounding alone would count, asked at the first latent; nan at the others.
+    singular values above 0. `delta_floor` is what rounding alone would count, asked at the last latent; nan at the others.
     """
 
     numbers: dict[str, Array]
@@ -57,24 +57,26 @@ def describe(rig: Rig, f: Map, z: Tensor, how: How) -> Described:
             outputs = prod(f(z[:1]).shape[1:])
         latents = prod(z.shape[1:])
         whole = min(latents, outputs) <= how.directions
-        first = _spectrum(rig, f, z, None if whole else (how.directions, how.projections[0]), outputs)
-        scaled = _whole(first) if whole else _projected(rig, f, z, how, outputs, first)
-        dims = min(how.dims, latents)
-        knots = geometry.local_complexity(f, z, how.radius, dims)
+        first = _spectrum(rig, f, z, None if whole else (how.directions, how.projections[0]), outputs).cpu()
+        scaled = _whole(first) if whole else _projected(f, z, how, outputs, first)
+        dims, rows = min(how.dims, latents), geometry.rows_that_fit(f, z)
+        knots = geometry.local_complexity(f, z, how.radius, dims, rows=rows)
         floor = torch.full((len(z),), math.nan, dtype=torch.float64)
-        floor[0] = geometry.rounding_floor(f, z[:1], dims)[0]  # the arithmetic's own, alike at all latents of one map
-    except (ValueError, MemoryError) as error:
-        raise UserError(f"the map cannot be described: {error}") from error
+        floor[-1] = geometry.rounding_floor(f, z[-1:], dims, rows=rows)[0]  # the arithmetic's own, alike at all latents of one map
+    except (ValueError, MemoryError, NotImplementedError, torch.OutOfMemoryError) as error:
+        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"the map cannot be described: {told}") from error
     columns = {**scaled, "rank": geometry.nonzero(first), "delta": knots.count, "delta_floor": floor}
-    numbers = {name: columns[name].double().cpu().numpy() for name in NUMBERS}
-    return Described(numbers, first.cpu().numpy(), 0 if whole else how.directions, latents, outputs, int(knots.units))
+    numbers = {name: columns[name].cpu().double().numpy() for name in NUMBERS}
+    return Described(numbers, first.numpy(), 0 if whole else how.directions, latents, outputs, int(knots.units))
 
 
 def _spectrum(rig: Rig, f: Map, z: Tensor, projection: tuple[int, int] | None, outputs: int) -> Tensor:
-    """Singular values [B, K]: of the whole Jacobian, or of one projection, a number of directions and a seed."""
+    """Singular values [B, K]: of the whole Jacobian, or of the first projection, a number of directions and a seed."""
     if projection is None:
         return geometry.jacobian_spectrum(f, z)
-    chosen = rig.memo(("geometry.directions", outputs, *projection), lambda: geometry.directions(outputs, *projection))
+    address = ("geometry.directions", outputs, *projection)
+    chosen = rig.memo(address, lambda: geometry.directions(outputs, *projection).to(z.device))
     return geometry.jacobian_spectrum(f, z, chosen)
 
 
@@ -92,34 +94,42 @@ def _whole(spectrum: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _projected(rig: Rig, f: Map, z: Tensor, how: How, outputs: int, first: Tensor) -> dict[str, Tensor]:
+def _projected(f: Map, z: Tensor, how: How, outputs: int, first: Tensor) -> dict[str, Tensor]:
     """What the projections say: psi with its standard error over them, nu, trace, effective rank, and how many each latent had.
 
-    Further projections are drawn for the latents that are not precise enough yet. With one or two the error is that of the law of
-    random projections; with three or more the scatter of psi itself says it.
+    The error of one projection is that of the law of random projections, which also tells how many a precision takes; where there
+    is no law, since the effective rank is below the directions, the scatter of psi tells it, from three projections on.
     """
     scaling, rank = geometry.local_scaling(first)[:, None], geometry.local_rank(first)[:, None]
     moments = torch.stack(list(geometry.implied_trace(first, outputs)[:2]), -1)
     law = geometry.foretold(moments[:, 0], moments[:, 1], how.directions, outputs).scaling_error
-    count, error = torch.ones(len(z), dtype=torch.float64), law.clone()
+    wanted, count = _wanted(how, law), torch.ones(len(z), dtype=torch.float64)
     for seed in how.projections[1:]:
-        todo = (error > (how.precision or math.inf)) if how.precision is not None else torch.ones(len(z), dtype=torch.bool)
-        todo &= error.isfinite() | torch.tensor(how.precision is None)
+        todo = count < wanted
         if not bool(todo.any()):
             break
-        values = _spectrum(rig, f, z[todo.to(z.device)], (how.directions, seed), outputs)
+        values = geometry.jacobian_spectrum(f, z[todo.to(z.device)], geometry.directions(outputs, how.directions, seed).to(z.device)).cpu()
         more = torch.full((2, len(z)), math.nan, dtype=torch.float64)
         more[:, todo] = torch.stack([geometry.local_scaling(values), geometry.local_rank(values)])
         scaling, rank = torch.cat([scaling, more[0, :, None]], 1), torch.cat([rank, more[1, :, None]], 1)
         moments[todo] += (torch.stack(list(geometry.implied_trace(values, outputs)[:2]), -1) - moments[todo]) / (count[todo, None] + 1)
         count[todo] += 1
-        spread = (scaling - scaling.nanmean(1, keepdim=True)).square().nansum(1).div((count - 1).clamp(min=1)).sqrt()
-        error = torch.where(count > 2, spread, law) / count.sqrt()
+    scatter = (scaling - scaling.nanmean(1, keepdim=True)).square().nansum(1).div((count - 1).clamp(min=1)).sqrt()
+    single = torch.where(law.isfinite(), law, torch.where(count > 2, scatter, math.nan))
     return {
         "psi": scaling.nanmean(1),
-        "psi_error": error,
+        "psi_error": single / count.sqrt(),
         "projections": count,
         "nu": rank.nanmean(1),
         "trace": moments[:, 0],
         "effective_rank": moments[:, 1],
     }
+
+
+def _wanted(how: How, law: Tensor) -> Tensor:
+    """How many projections each latent gets: all, or what a precision takes by the law, or half of all where there is none."""
+    most = float(len(how.projections))
+    if how.precision is None:
+        return torch.full_like(law, most)
+    needed = (law / how.precision).square().ceil()
+    return torch.where(law.isfinite(), needed.nan_to_num(most).clamp(1, most), max(most // 2, min(most, 3.0)))

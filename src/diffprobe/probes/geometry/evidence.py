@@ -9,8 +9,8 @@ import pandas as pd
 
 from diffprobe.probes.base import Records
 from diffprobe.probes.geometry.level_sets import LevelSet, Population, Trend, level_sets, populations, trends
-from diffprobe.probes.geometry.separation import Separation, separations
-from diffprobe.probes.geometry.tables import Group, Wanted, along, groups, samples, surfaces
+from diffprobe.probes.geometry.separation import Parting, Separation, partings, separations
+from diffprobe.probes.geometry.tables import Group, Surface, Wanted, along, groups, leader, samples, sound, surfaces
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,11 @@ class Evidence:
     def groups(self) -> list[Group]:
         return groups(self.frame, self.wanted)
 
-    @property
+    @cached_property
     def last(self) -> str | None:
-        """The last checkpoint that is measured; None where the model itself is."""
-        return self.groups[-1].checkpoint if self.groups else None
+        """The last checkpoint at which anything counts; None where the model itself is measured."""
+        measured = set() if self.frame.empty else set(sound(self.frame)["checkpoint"].dropna())
+        return next((name for name in reversed(self.wanted.checkpoints) if name in measured), None)
 
     @cached_property
     def latest(self) -> list[Group]:
@@ -44,7 +45,11 @@ class Evidence:
 
     @cached_property
     def separations(self) -> list[Separation]:
-        return list(separations(self.groups, self.wanted.level))
+        return separations(self.groups, self.wanted)
+
+    @cached_property
+    def partings(self) -> list[Parting]:
+        return list(partings(self.along, self.wanted, leader(self.frame, self.wanted)))
 
     @cached_property
     def level_sets(self) -> list[LevelSet]:
@@ -59,5 +64,5 @@ class Evidence:
         return [found for group in self.groups for found in populations(group, self.wanted.level)]
 
     @cached_property
-    def surfaces(self) -> list[tuple[str, str | None, float | None, pd.DataFrame]]:
+    def surfaces(self) -> list[Surface]:
         return list(surfaces(self.frame, self.wanted))

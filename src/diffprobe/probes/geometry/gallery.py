@@ -23,8 +23,10 @@ def exhibits(found: Evidence) -> Iterator[Exhibit]:
             yield from _ranked(group, column, title)
     anchors = found.records["Anchors"].to_pylist() if "Anchors" in found.records else []
     for name, checkpoint, _, points in found.surfaces:
+        if checkpoint not in (None, last):
+            continue
         corners = {row["anchor"]: row["picture"] for row in anchors if row["slice"] == name and isinstance(row["picture"], str)}
-        if corners and checkpoint in (None, last):
+        if corners:
             yield Exhibit(f"{name}: the anchors", "The three samples that span the slice", corners)
         if "picture" in points:
             yield from _ranked(Group(name, checkpoint, None, points), "psi", DESCRIPTORS["psi"])
@@ -49,4 +51,6 @@ def _ranked(group: Group, column: str, title: str) -> Iterator[Exhibit]:
         "samples": len(rows),
     }
     told = "From the lowest to the highest" if len(rows) <= _PICTURES else f"The {half} lowest and the {half} highest"
+    if len(rows) < group.rows[column].count():
+        told += f" of the {len(rows)} with a picture"
     yield Exhibit(f"{group.label}: by {title}", told, names, numbers)

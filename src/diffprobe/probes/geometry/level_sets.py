@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import pandas as pd
 from diffprobe.measures.sets.diversity import subsample_interval
 from diffprobe.measures.stats import hedges_g, holm, rank_correlation, welch
 from diffprobe.measures.stats.intervals import Interval, bootstrap
-from diffprobe.probes.geometry.tables import DESCRIPTORS, Group
+from diffprobe.probes.geometry.tables import DESCRIPTORS, Group, clustered, units
 
 _FEATURE, _SCORE = "feature:", "score:"
 _MOST = 150  # images of a level set whose diversity is scored
@@ -42,7 +43,11 @@ class Trend(NamedTuple):
 
 
 class Population(NamedTuple):
-    """How far a population's descriptor lies from that of all others of its set, in standard deviations (Hedges' g)."""
+    """How far a population's descriptor lies from that of all others of its set, in standard deviations (Hedges' g).
+
+    Of a generated set the populations are its prompts: those very prompts, not prompts like them, so that seeds are units.
+    `n` samples are in the population.
+    """
 
     group: Group
     descriptor: str
@@ -53,7 +58,10 @@ class Population(NamedTuple):
 
 
 def level_sets(group: Group, bins: int, level: float) -> Iterator[LevelSet]:
-    """Quantile bins of psi and nu, as equal in number as can be, with the Vendi score and every scorer's mean of each."""
+    """Quantile bins of psi and nu, as equal in number as can be, with the Vendi score and every scorer's mean of each.
+
+    Where a set has several seeds a prompt, the mean is one of prompts, and a Vendi score has no interval.
+    """
     for descriptor in ("psi", "nu"):
         rows = group.rows[group.rows[descriptor].notna()].sort_values(descriptor, kind="stable")
         if len(rows) < bins * _FEWEST:
@@ -63,20 +71,22 @@ def level_sets(group: Group, bins: int, level: float) -> Iterator[LevelSet]:
         for number, part in enumerate(parts, 1):
             here = rows.iloc[part]
             centre = float(here[descriptor].mean())
-            for name, interval, n in _scores(here, size, level):
+            for name, interval, n in _scores(here, size, level, group.rows):
                 yield LevelSet(group, descriptor, number, centre, name, interval, n)
 
 
-def _scores(rows: pd.DataFrame, size: int, level: float) -> Iterator[tuple[str, Interval, int]]:
+def _scores(rows: pd.DataFrame, size: int, level: float, whole: pd.DataFrame) -> Iterator[tuple[str, Interval, int]]:
     for column in map(str, rows):
         if column.startswith(_FEATURE):
             chosen = np.linspace(0, len(rows) - 1, size).round().astype(int)
             vectors = np.array(rows[column].iloc[chosen].to_list(), np.float64)
             if np.isfinite(vectors).all() and vectors.any(1).all():
-                yield f"Vendi score ({column.removeprefix(_FEATURE)})", subsample_interval(vectors, level=level), size
+                score = subsample_interval(vectors, level=level)
+                told = Interval(score.value, math.nan, math.nan) if clustered(whole) else score
+                yield f"Vendi score ({column.removeprefix(_FEATURE)})", told, size
         elif column.startswith(_SCORE) or column == "sharpness":
-            known = rows[column].dropna().to_numpy(np.float64)
-            if len(known) >= _FEWEST:
+            known = units(rows, [column], whole)[column].to_numpy(np.float64)
+            if rows[column].count() >= _FEWEST:
                 yield column.removeprefix(_SCORE), bootstrap(known, level=level), len(known)
 
 
@@ -85,7 +95,7 @@ def trends(group: Group, level: float) -> Iterator[Trend]:
     others = [name for name in map(str, group.rows) if name in ("error", "sharpness") or name.startswith(_SCORE)]
     for descriptor in DESCRIPTORS:
         for other in others:
-            both = group.rows[[descriptor, other]].dropna().to_numpy(np.float64)
+            both = units(group.rows, [descriptor, other]).to_numpy(np.float64)
             if len(both) >= _FEWEST and (np.ptp(both, axis=0) > 0).all():
                 yield Trend(group, descriptor, other, rank_correlation(both[:, 0], both[:, 1], level=level), len(both))
 

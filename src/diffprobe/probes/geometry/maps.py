@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffprobe.measures.geometry import Map
 from diffprobe.model import Codec, Denoiser, Model, Rig
 from diffprobe.paths import NoisePath
 from diffprobe.probes.geometry.settings import Field
 from diffprobe.sampling import Guidance, State, final, guided, start, step, trajectory
 
-Map = Callable[[Tensor], Tensor]
 ROLE = "geometry"
 
 
@@ -73,7 +73,7 @@ def field_map(model: Model, asked: Field, t: float) -> Map:
     denoiser, path = _network(model)
     if asked.map == "denoiser":
         return lambda x: denoiser(x, t, _conditions(model, asked.prompt, len(x)))
-    s = next((later for later in path.levels(asked.num_inference_steps) if later < t), path.end)
+    s = next((later for later in path.levels(asked.num_inference_steps) if t - later > 1e-6 * t), path.end)  # t comes by way of sigma
     return lambda x: step(path, (s, t), x, denoiser(x, t, _conditions(model, asked.prompt, len(x))))
 
 

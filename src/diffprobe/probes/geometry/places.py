@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,11 +13,13 @@ import torch
 from torch import Tensor
 
 from diffprobe import images, rng
+from diffprobe.errors import UserError
 from diffprobe.images import Picture
 from diffprobe.measures import similarity
+from diffprobe.measures.geometry import Map
 from diffprobe.model import Model, Rig
 from diffprobe.probes.base import Cell, Cost
-from diffprobe.probes.geometry.maps import ROLE, Map, chain, decoder, drawn, encoded, field_map, native, unit
+from diffprobe.probes.geometry.maps import ROLE, chain, decoder, drawn, encoded, field_map, native, unit
 from diffprobe.probes.geometry.settings import Field
 from diffprobe.probes.looks import decode, resized
 from diffprobe.sampling import State
@@ -24,7 +27,10 @@ from diffprobe.sampling import State
 
 @dataclass(frozen=True)
 class Taken:
-    """Latents [B, ...] on the CPU, the map to describe there, columns that tell the rows apart, and the images that instruments see."""
+    """Latents [B, ...] on the CPU, the map to describe there, columns that tell the rows apart, and the images that instruments see.
+
+    Where `kept` is not empty it says which rows have an image, and these are for a look alone.
+    """
 
     latents: Tensor
     map: Map
@@ -141,19 +147,28 @@ class Trajectories:
                 run = drawn(model, self.prompt, part, self.num_inference_steps, self.guidance_scale)
                 states += [state for state in run if state.step in wanted]
         latents = torch.cat([state.x0 if self.at == "prediction" else unit(path, state) for state in states]).float().cpu()
-        seeds = [seed for part in parts for _ in wanted for seed in part]
-        steps = [state.step for state in states for _ in range(len(state.x))]
+        found = [(state.step, seed, float(path.ratio(state.t))) for state, seed in self._known(states, parts)]
+        order = sorted(range(len(found)), key=lambda index: found[index][:2])  # whatever the batches were
+        steps, seeds, sigmas = zip(*(found[index] for index in order), strict=True)
         columns = {
-            "set": [self.set] * len(latents),
-            "sample": [self.prompt_id] * len(latents),
-            "population": [self.prompt_id] * len(latents),
+            "set": [self.set] * len(order),
+            "sample": [self.prompt_id] * len(order),
+            "population": [self.prompt_id] * len(order),
             "seed": seeds,
             "step": steps,
+            "num_inference_steps": [self.num_inference_steps] * len(order),
             "last": [one == self.num_inference_steps for one in steps],
-            "sigma": [float(path.ratio(state.t)) for state in states for _ in range(len(state.x))],
-            "guidance_scale": [self.guidance_scale] * len(latents),
+            "sigma": sigmas,
+            "guidance_scale": [self.guidance_scale] * len(order),
         }
+        latents = latents[order]
         return Taken(latents, decoder(model), columns, _shown(rig, decoder(model), latents))
+
+    def _known(self, states: Sequence[State], parts: Sequence[tuple[int, ...]]) -> Iterator[tuple[State, int]]:
+        """Each row of the states, part by part, with its seed."""
+        per_part = len(states) // len(parts)
+        for index, state in enumerate(states):
+            yield from ((state, seed) for seed in parts[index // per_part])
 
 
 @dataclass(frozen=True)
@@ -192,7 +207,7 @@ class Plane:
             latents,
             decoder(model),
             {"set": [self.name] * self.rows, "sample": _points(self.name, indices), "x": x.tolist(), "y": y.tolist()},
-            _shown(rig, decoder(model), latents) if kept.any() else None,
+            _shown(rig, decoder(model), latents[kept]) if kept.any() else None,
             tuple(bool(one) for one in kept),
         )
 
@@ -234,7 +249,7 @@ class Grid:
         latents = torch.from_numpy(np.stack([ticks[columns], ticks[rows]], 1)) @ _axes(math.prod(model.shape)) * scale
         places = {
             "set": [self.field.name] * self.rows,
-            "sample": _points(self.field.name, indices),
+            "sample": _points(f"{self.field.name} at {self.field.sigmas[0]:g}", indices),
             "x": ticks[columns].tolist(),
             "y": ticks[rows].tolist(),
             "sigma": [float(model.path.ratio(t))] * self.rows,
@@ -243,10 +258,15 @@ class Grid:
 
 
 def plane(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The plane through three points [3, E]: the first as origin, an orthonormal basis [2, E], and the points' coordinates [3, 2]."""
-    first = (points[1] - points[0]) / (points[1] - points[0]).norm()
-    across = points[2] - points[0]
+    """The plane through three points [3, E]: the first as origin, an orthonormal basis [2, E], and the points' coordinates [3, 2].
+
+    Raises UserError for points on one line.
+    """
+    along, across = points[1] - points[0], points[2] - points[0]
+    first = along / along.norm()
     second = across - (across @ first) * first
+    if not bool(second.norm() > 1e-5 * max(along.norm(), across.norm())):
+        raise UserError("the three anchors of a slice lie on one line, or two are the same: choose others")
     basis = torch.stack([first, second / second.norm()])
     return points[0], basis, (points - points[0]) @ basis.T
 

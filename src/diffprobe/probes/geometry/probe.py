@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import ClassVar, Literal
 
 from diffprobe import images
@@ -44,10 +45,12 @@ class Geometry:
     name: ClassVar[str] = "geometry"
     question: ClassVar[str] = "How does the decoder stretch, fold and flatten the space around a sample?"
     rows: ClassVar[str] = "Samples"
-    aligned: ClassVar[tuple[str, ...]] = ("sample", "set", "seed", "step", "sigma", "guidance_scale", "checkpoint")
+    aligned: ClassVar[tuple[str, ...]] = (
+        *("sample", "set", "seed", "step", "num_inference_steps", "guidance_scale", "checkpoint"),
+        *("directions", "latent_size", "output_size"),
+    )
     free: ClassVar[frozenset[str]] = frozenset(
-        {"sets", "count", "priors", "generated", "slices", "fields", "checkpoints", "projections", "precision", "keep_images"}
-        | {"level_sets", "level"}
+        {"sets", "count", "priors", "generated", "slices", "fields", "checkpoints", "keep_images", "level_sets", "level"}
     )
     cites: ClassVar[tuple[str, ...]] = (
         "Humayun, Amara, Vasconcelos, Ramachandran, Schumann, He, Heller, Farnadi, Rostamzadeh, Havaei: What Secrets Do Your Manifolds "
@@ -67,10 +70,11 @@ class Geometry:
         "are given beside them.\n\n"
         "A change of scale g of latents or images shifts psi by the number of directions times log g. psi of two models can be compared "
         "where size, number and seed of the directions agree.\n\n"
-        "A count of sign changes has a floor: rounding alone flips some. It is measured, at one sample of every sixteen, with a "
+        "A count of sign changes has a floor: rounding alone flips some. It is measured, at one latent of every cell, with a "
         "neighbourhood as small as the number format allows, and given beside the count.\n\n"
-        "Intervals resample samples. Whether a set is told from the reference is an AUROC, and it is set against two plain rivals on the "
-        "same images: the error of reconstruction and the sharpness of the image."
+        "Intervals resample independent units: images, or the means of prompts where a set is generated from several. Whether a set is "
+        "told from the reference is an AUROC, set against plain rivals on the same samples where both sides have them: the error of "
+        "reconstruction, and the sharpness of the image."
     )
 
     sets: tuple[str, ...] = ("world", "inverted", "strokes", "noise")
@@ -93,7 +97,8 @@ class Geometry:
     level: float = 0.95
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "radius", float(self.radius))
+        object.__setattr__(self, "radius", float(self.radius))  # 1 and 1.0 are one setting, and must be one cell
+        object.__setattr__(self, "precision", None if self.precision is None else float(self.precision))
         if not (self.sets or self.priors or self.generated or self.slices or self.fields):
             raise UserError("geometry needs somewhere to measure: 'sets', 'priors', 'generated', 'slices' or 'fields'")
         if (self.count is not None and self.count < 1) or self.priors < 0 or self.prior_steps < 0 or self.keep_images < 0:
@@ -144,7 +149,9 @@ class Geometry:
         found = self
         if not {"denoiser", "path", "condition"} <= model.capabilities:
             kept = tuple(one for one in self.slices if all(anchor.picture is not None for anchor in anchors(one)))
-            found = self._without(generated=(), slices=kept, fields=(), prior_steps=0)
+            found = found._without(generated=(), slices=kept)
+        if not {"denoiser", "path"} <= model.capabilities:
+            found = found._without(fields=(), prior_steps=0)
         if model.codec is None:
             found = found._without(sets=(), priors=0, generated=(), slices=())
         return found
@@ -168,9 +175,34 @@ class Geometry:
                     if model.checkpoints
                     else UserError(f"'{model.name}' has no checkpoints: load it with `checkpoints`, or leave them out")
                 )
-        for one in self.generated:
-            assert model.condition is not None
-            model.condition([read_prompts(one.prompts, one.count)[0].text])
+        prompts = [read_prompts(one.prompts, one.count)[0].text for one in self.generated]
+        prompts += [anchor.name for one in self.slices for anchor in anchors(one) if anchor.picture is None]
+        prompts += [one.prompt for one in self.fields if one.prompt or model.condition is not None]
+        if prompts and model.condition is None:
+            raise UserError(f"'{model.name}' knows no prompts: leave `prompt` out of its fields")
+        if prompts and model.condition is not None:
+            model.condition(prompts)
+        self._check_levels(model)
+
+    def _check_levels(self, model: Model) -> None:
+        """Raise UserError for steps and sigmas that the model's path does not have, and for half precision under a derivative."""
+        path, steps = model.path, {self.prior_steps} - {0}
+        steps |= {one.num_inference_steps for group in (self.generated, self.slices, self.fields) for one in group}
+        if path is None or not (steps or self.fields):
+            return
+        for count in sorted(steps):
+            try:
+                path.levels(count)
+            except ValueError as error:
+                raise UserError(f"'{model.name}' cannot take {count} steps: {error}") from error
+        for sigma in (sigma for one in self.fields for sigma in one.sigmas):
+            low, high = float(path.ratio(path.end)), float(path.ratio(path.time(sigma)))
+            if not sigma > low or abs(high / sigma - 1) > 0.01:
+                near = f"above {low:.3g}" if not sigma > low else f"up to {high:.4g}"
+                raise UserError(f"the noise of '{model.name}' has no level of sigma {sigma:g}: its levels are {near}")
+        kind = model.identity.get("dtype", "float32")
+        if kind not in ("float32", "float64") and (self.fields or self.prior_steps):
+            raise UserError(f"a denoiser's Jacobian is lost in the rounding of {kind}: load the model with torch_dtype float32")
 
     def plan(self) -> Iterator[Samples | Anchors]:
         """Every place in order, at each checkpoint in turn."""
@@ -190,7 +222,10 @@ class Geometry:
         for generated in self.generated:
             yield from self._generated(generated)
         for one in self.slices:
-            corners = Anchors(one.name, anchors(one), one.num_inference_steps, one.guidance_scale, self.resolution)
+            named = anchors(one)
+            drawn = any(anchor.picture is None for anchor in named)  # what no anchor needs is no part of the cell
+            sampled = (one.num_inference_steps, one.guidance_scale) if drawn else (0, 0.0)
+            corners = Anchors(one.name, named, *sampled, self.resolution)
             for begin in range(0, one.size**2, _POINTS):
                 end = min(one.size**2, begin + _POINTS)
                 yield Plane(corners, one.name, one.size, one.margin, begin, end, _SHOWN if self.keep_images else 0), False
@@ -203,10 +238,11 @@ class Geometry:
     def _generated(self, asked: Generated) -> Iterator[tuple[Trajectories, bool]]:
         prompts, chunk = read_prompts(asked.prompts, asked.count), max(1, _CHUNK // asked.points)
         kept = 0
-        for prompt in prompts:
+        for index, prompt in enumerate(prompts):
+            own = tuple(range(index * asked.samples, (index + 1) * asked.samples))  # prompts share no noise, so their means are independent
             for scale in asked.guidance_scale:
                 for begin in range(0, asked.samples, chunk):
-                    seeds = tuple(range(begin, min(asked.samples, begin + chunk)))
+                    seeds = own[begin : begin + chunk]
                     place = Trajectories(
                         asked.name, prompt.id, prompt.text, seeds, asked.num_inference_steps, scale, asked.points, asked.at
                     )
@@ -233,11 +269,12 @@ def anchors(one: Slice) -> tuple[Anchor, ...]:
     return tuple(Anchor(name, picture(name)) for name in one.anchors)
 
 
+@lru_cache(maxsize=64)
 def picture(anchor: str) -> Picture | None:
-    """Image number n of a set, for '<set>:<n>'; None for anything else, which is a prompt. Raises UserError where the set has fewer."""
+    """Image number n of a set, for '<set>:<n>'; None for anything else, which is a prompt. Raises UserError for a set that has none."""
     spec, colon, number = anchor.rpartition(":")
     drawn = images.is_drawn(spec)
-    if not colon or not number.isdigit() or not (drawn or os.path.exists(spec)):
+    if not colon or not number.isdigit() or (" " in spec and not os.path.exists(spec)):
         return None
     _, sources = images.sets(spec, int(number) + 1 if drawn else None)
     if int(number) >= len(sources):

@@ -15,9 +15,10 @@ _STRICT = {"extra": "forbid"}  # a mistyped key in a study is an error
 class Generated:
     """Latents that the model draws from prompts with the deterministic sampler, a set of their own under `name`.
 
-    `prompts` as in the consistency probe: a set, a file, or the prompts; `count`: the first so many. `samples` seeds a prompt, from
-    0 on. `points`: at how many states of the trajectory the decoder is described, evenly spaced from noise to data; 1 is where
-    it ends. `at`: the state itself, scaled to unit variance as `x / sqrt(alpha^2 + sigma^2)`, or the denoiser's prediction of x_0 there.
+    `prompts` as in the consistency probe: a set, a file, or the prompts; `count`: the first so many. `samples` seeds a prompt:
+    prompt i begins at i times that number, so that no two share noise. `points`: at how many states of the trajectory the decoder
+    is described, evenly spaced from noise to data; 1 is where it ends. `at`: the state itself, scaled to unit variance as
+    `x / sqrt(alpha^2 + sigma^2)`, or the denoiser's prediction of x_0 there.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
@@ -65,11 +66,14 @@ class Slice:
     guidance_scale: float = 7.5
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "guidance_scale", float(self.guidance_scale))
+        for name in ("guidance_scale", "margin"):  # 1 and 1.0 are one setting, and must be one cell
+            object.__setattr__(self, name, float(getattr(self, name)))
         if len(self.anchors) != 3 or len(set(self.anchors)) < 3:
             raise UserError(f"the slice '{self.name}' needs three different anchors: three points span a plane")
         if self.size < 2 or not math.isfinite(self.margin) or self.margin < 0 or self.num_inference_steps < 1:
             raise UserError(f"the slice '{self.name}' needs a size of at least 2, a margin of at least 0, and a step at least")
+        if not math.isfinite(self.guidance_scale) or self.guidance_scale < 0:
+            raise UserError(f"guidance_scale of the slice '{self.name}' must be finite and at least 0 (1 turns guidance off)")
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ class Field:
     prompt: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "span", float(self.span))
         object.__setattr__(self, "sigmas", tuple(float(sigma) for sigma in self.sigmas))
         if not self.sigmas or any(not 0 < sigma < math.inf for sigma in self.sigmas) or len(set(self.sigmas)) < len(self.sigmas):
             raise UserError(f"the field '{self.name}' needs sigmas above 0, each once: noise-to-signal ratios, such as [0.1, 1, 10]")

@@ -15,8 +15,8 @@ from diffprobe.probes.geometry.evidence import Evidence
 from diffprobe.probes.geometry.gallery import exhibits
 from diffprobe.probes.geometry.level_sets import LevelSet, Population, Trend
 from diffprobe.probes.geometry.pictures import charts
-from diffprobe.probes.geometry.separation import Separation
-from diffprobe.probes.geometry.tables import DESCRIPTORS, Array, Group, Wanted, units
+from diffprobe.probes.geometry.separation import Parting, Separation
+from diffprobe.probes.geometry.tables import DESCRIPTORS, Array, Group, Wanted, clustered, finite, units
 from diffprobe.probes.geometry.verdicts import sentences
 
 NAME = "geometry"
@@ -37,6 +37,7 @@ def summarise(wanted: Wanted, records: Records) -> Findings:
         *_level_sets(found.level_sets),
         *_populations(found.populations),
         *_steps(found.along, wanted.level),
+        *_partings(found.partings),
         *_mapped(found),
         *_counted(found.frame),
     ]
@@ -51,31 +52,42 @@ def mean(values: Array, level: float) -> Interval:
 
 
 def _means(group: Group, level: float) -> Iterator[Estimate]:
-    """The mean of every descriptor; gain and effective rank by geometric means; how much of psi's spread the projection makes."""
+    """The mean of every descriptor; gain and effective rank by geometric means; how much samples and how much projections scatter psi."""
     for column in _MEANS:
         values = group.values(column)
         if len(values):
             yield estimated(NAME, column, mean(values, level), len(values), group.facets, _unit(column))
     rows = group.rows[(group.rows["trace"] > 0) & group.rows["effective_rank"].notna()]
-    if len(rows) >= _FEWEST:
-        for name, values in (("gain", rows["trace"] / rows["output_size"]), ("effective_rank", rows["effective_rank"])):
-            logs = mean(np.log(values.to_numpy(np.float64)), level)
-            yield estimated(NAME, name, Interval(*(math.exp(part) for part in logs)), len(rows), group.facets)
-    psi, error = group.values("psi"), group.values("psi_error")
+    logs = rows.assign(gain=np.log(rows["trace"] / rows["output_size"]), effective_rank=np.log(rows["effective_rank"]))
+    for name in ("gain", "effective_rank"):
+        values = units(logs, [name], group.rows)[name].to_numpy(np.float64)
+        if len(values) >= _FEWEST:
+            yield estimated(NAME, name, Interval(*(math.exp(part) for part in mean(values, level))), len(values), group.facets)
+    psi, error = group.rows["psi"].dropna().to_numpy(np.float64), group.values("psi_error")
     if len(psi) > _FEWEST and np.ptp(psi) > 0:
-        yield estimated(NAME, "psi_spread", spread_interval(psi, level=level), len(psi), group.facets)
-        yield estimated(NAME, "psi_error", mean(error, level), len(error), group.facets)
+        spread = spread_interval(psi, level=level)
+        told = Interval(spread.value, math.nan, math.nan) if clustered(group.rows) else spread
+        yield estimated(NAME, "psi_spread", told, len(psi), group.facets)
+        if len(error):
+            yield estimated(NAME, "psi_error", mean(error, level), len(error), group.facets)
 
 
 def _separated(found: Sequence[Separation]) -> Iterator[Estimate]:
     for one in found:
         facets = _sides(one)
         yield estimated(NAME, f"auroc:{one.measure}", one.auroc, one.n, facets)
-        for rival, (gain, p) in one.gains.items():
-            yield estimated(NAME, f"auroc_gain:{one.measure}-{rival}", gain, one.n, {**facets, "p": p})
+        for rival, gain in one.gains.items():
+            told: Facets = {**facets, "p": gain.p, "p_adjusted": gain.p_adjusted}
+            yield estimated(NAME, f"auroc_gain:{one.measure}-{rival}", gain.interval, gain.n, told)
 
 
-def _sides(one: Separation) -> Facets:
+def _partings(found: Sequence[Parting]) -> Iterator[Estimate]:
+    for one in found:
+        facets: Facets = {**_sides(one), "step": one.step, "sigma": finite(one.sigma), "p_adjusted": one.p_adjusted}
+        yield estimated(NAME, f"auroc_along:{one.measure}", one.auroc, one.n, facets)
+
+
+def _sides(one: Separation | Parting) -> Facets:
     told = {"inside": one.inside.label, "outside": one.outside.label}
     return told if one.outside.checkpoint is None else {**told, "checkpoint": one.outside.checkpoint}
 
@@ -119,11 +131,11 @@ def _populations(found: Sequence[Population]) -> Iterator[Estimate]:
 
 
 def _steps(found: Sequence[Group], level: float) -> Iterator[Estimate]:
-    """The descriptors along the trajectories, and between the first generated set and the others at every step."""
+    """The descriptors along the trajectories of every generated set."""
     for group in found:
         for step, rows in group.rows.groupby("step", sort=True):
             here = Group(group.set, group.checkpoint, group.guidance_scale, rows)
-            facets = {**group.facets, "step": int(step), "sigma": _finite(rows["sigma"].iloc[0])}
+            facets = {**group.facets, "step": int(step), "sigma": finite(rows["sigma"].iloc[0])}
             for column in DESCRIPTORS:
                 values = here.values(column)
                 if len(values):
@@ -135,7 +147,7 @@ def _mapped(found: Evidence) -> Iterator[Estimate]:
     for name, checkpoint, sigma, rows in found.surfaces:
         facets: dict[str, str | float | int | bool] = {"map": name}
         facets |= {} if checkpoint is None else {"checkpoint": checkpoint}
-        facets |= {} if sigma is None else {"sigma": _finite(sigma)}
+        facets |= {} if sigma is None else {"sigma": finite(sigma)}
         for column in DESCRIPTORS:
             values = rows[column].dropna().to_numpy(np.float64)
             if len(values) > 1:
@@ -144,9 +156,13 @@ def _mapped(found: Evidence) -> Iterator[Estimate]:
 
 
 def _counted(frame: pd.DataFrame) -> Iterator[Estimate]:
-    """How many samples do not count, by reason."""
-    for reason, count in frame["flag"].value_counts().items():
-        yield Estimate(NAME, "flagged", float(count), None, None, len(frame), "samples", {"flag": str(reason)})
+    """How many samples there are, how many do not count, and why."""
+    yield Estimate(NAME, "samples", float(len(frame)), None, None, len(frame))
+    reasons = frame["flag"].value_counts()
+    if reasons.empty:
+        yield Estimate(NAME, "flagged", 0.0, None, None, len(frame))
+    for reason, count in reasons.items():
+        yield Estimate(NAME, "flagged", float(count), None, None, len(frame), "", {"flag": str(reason)})
 
 
 def _cards(found: Evidence, estimates: Sequence[Estimate]) -> Iterator[Card]:
@@ -154,14 +170,17 @@ def _cards(found: Evidence, estimates: Sequence[Estimate]) -> Iterator[Card]:
     for group in found.latest[:1]:
         first = next((e for e in estimates if e.quantity == "psi" and e.facets == group.facets), None)
         if first is not None:
-            yield Card(f"ψ of {group.label}", first, f"{projected(group)}; higher is more stretched, so less dense")
+            note = "so less dense" if group.is_volume else "which alone is no density"
+            yield Card(f"ψ of {group.label}", first, f"{projected(group)}; higher is more stretched, {note}")
     own = [one for one in found.separations if one.measure == "psi" and one.outside.checkpoint == found.last]
     best = max(own, key=lambda one: abs(one.auroc.value - 0.5), default=None)
     if best is not None:
         facets = _sides(best)
         told = next(e for e in estimates if e.quantity == "auroc:psi" and e.facets == facets)
-        yield Card(f"AUROC of ψ, {best.outside.label} against {best.inside.label}", told, "0.5: told apart no better than by a coin")
-    effect = next((e for e in estimates if e.quantity == "guidance_effect:psi"), None)
+        chosen = f", the one told best of {len(own)}" if len(own) > 1 else ""
+        note = f"0.5: told apart no better than by a coin{chosen}"
+        yield Card(f"AUROC of ψ, {best.outside.label} against {best.inside.label}", told, note)
+    effect = next((e for e in estimates if e.quantity == "guidance_effect:psi" and e.facets.get("checkpoint") == found.last), None)
     if effect is not None:
         yield Card(
             "What guidance does to ψ", effect, f"of {effect.facets['set']}, from {effect.facets['from']:g} to {effect.facets['to']:g}"
@@ -169,17 +188,12 @@ def _cards(found: Evidence, estimates: Sequence[Estimate]) -> Iterator[Card]:
 
 
 def projected(group: Group) -> str:
-    """Whether psi is of the whole Jacobian or of how many directions."""
-    directions = int(group.rows["directions"].iloc[0])
-    size = int(group.rows["latent_size"].iloc[0])
-    return (
-        f"projected on {directions} of {int(group.rows['output_size'].iloc[0]):,} directions" if directions else f"exact, {size} directions"
-    )
+    """Whether psi is of the whole Jacobian, and of how many directions."""
+    directions, size, (low, high) = int(group.rows["directions"].iloc[0]), int(group.rows["latent_size"].iloc[0]), group.ranks
+    if directions:
+        return f"projected on {directions} of {int(group.rows['output_size'].iloc[0]):,} directions"
+    return f"exact, {size} directions" if low == size else f"exact, {low if low == high else f'{low} to {high}'} of {size} directions"
 
 
 def _unit(column: str) -> str:
     return {"delta": "knots", "delta_floor": "knots", "nu": "directions", "rank": "directions"}.get(column, "")
-
-
-def _finite(sigma: float) -> float | str:
-    return float(sigma) if math.isfinite(sigma) else "infinite"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,8 @@ Array = npt.NDArray[np.float64]
 DESCRIPTORS = {"psi": "local scaling ψ", "nu": "local rank ν", "delta": "local complexity δ"}
 #: Plain rivals: what else tells samples apart, without a derivative.
 RIVALS = {"error": "reconstruction error", "sharpness": "sharpness"}
-_FEWEST = 8  # prompts that make units of their own
+#: A slice, or one level of a field: its name, checkpoint and sigma, and its points.
+Surface: TypeAlias = tuple[str, str | None, float | None, pd.DataFrame]
 
 
 @dataclass(frozen=True)
@@ -51,17 +54,41 @@ class Group:
     def label(self) -> str:
         return self.set if self.guidance_scale is None else f"{self.set}, guidance {self.guidance_scale:g}"
 
+    @property
+    def ranks(self) -> tuple[int, int]:
+        """The least and the most directions that the map does not flatten, over samples; raises ValueError without any."""
+        known = self.rows["rank"].dropna()
+        return int(known.min()), int(known.max())
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether psi of every sample is that of all of a latent's directions, exact and none of them flattened."""
+        rows = self.rows[self.rows["psi"].notna()]
+        return bool(len(rows) and (rows["directions"] == 0).all() and (rows["rank"] == rows["latent_size"]).all())
+
     def values(self, column: str) -> Array:
         """The column over independent `units`; none where it is not there."""
         return np.asarray(units(self.rows, [column])[column], np.float64) if column in self.rows else np.zeros(0)
 
 
-def units(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """Columns over independent units where all are known: samples, or the means of prompts where there are enough prompts."""
+def units(rows: pd.DataFrame, columns: list[str], whole: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Columns over the independent units of one set, where all of them are known, as means over the seeds of a prompt.
+
+    Seeds of one prompt resemble each other, so two prompts or more are units themselves, however few; of a single prompt the
+    seeds are. Images and latents of noise are units as they are. `whole` is the set where the rows are a part of it.
+    """
     known = rows.dropna(subset=columns)
-    if known["sample"].nunique() >= _FEWEST or known["seed"].isna().all():
-        return known.groupby("sample", sort=False)[columns].mean()
-    return known[columns]
+    return known.groupby("sample", sort=False)[columns].mean() if clustered(rows if whole is None else whole) else known[columns]
+
+
+def clustered(rows: pd.DataFrame) -> bool:
+    """Whether the rows are several samples of several prompts, which are then no units themselves."""
+    return 1 < rows["sample"].nunique() < len(rows) and bool(rows["seed"].notna().any())
+
+
+def finite(sigma: float) -> float | str:
+    """A level as a facet, which is no infinite number."""
+    return sigma if math.isfinite(sigma) else "infinite"
 
 
 def samples(records: Records) -> pd.DataFrame:
@@ -95,7 +122,15 @@ def along(frame: pd.DataFrame, wanted: Wanted) -> list[Group]:
     return [Group(*key, part) for key, part in _parted(rows, wanted) if part["step"].nunique() > 1]
 
 
-def surfaces(frame: pd.DataFrame, wanted: Wanted) -> Iterator[tuple[str, str | None, float | None, pd.DataFrame]]:
+def leader(frame: pd.DataFrame, wanted: Wanted) -> str | None:
+    """The first generated set that has more of its trajectories than their ends, whether or not its samples count."""
+    if frame.empty:
+        return None
+    steps = frame[frame["step"].notna()].groupby("set")["step"].nunique()
+    return next((name for name in wanted.sets if steps.get(name, 0) > 1), None)
+
+
+def surfaces(frame: pd.DataFrame, wanted: Wanted) -> Iterator[Surface]:
     """Each slice and each level of a field: its name, its checkpoint, sigma where it has one, and its points; flagged ones too."""
     if frame.empty:
         return

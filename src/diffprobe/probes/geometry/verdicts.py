@@ -9,19 +9,23 @@ import numpy as np
 
 from diffprobe.measures.stats import Estimate
 from diffprobe.probes.geometry.evidence import Evidence
-from diffprobe.probes.geometry.tables import DESCRIPTORS, RIVALS, Group
+from diffprobe.probes.geometry.separation import FEWEST, Parting
+from diffprobe.probes.geometry.tables import DESCRIPTORS, RIVALS, Group, sound
 
-_SURE = 0.05
 _MOST = 4
 
 
 def sentences(found: Evidence, estimates: Sequence[Estimate]) -> Iterator[str]:
-    """What psi stands for here, what it tells apart and whether a plain rival does as well, and what cannot be trusted."""
+    """What psi stands for here, what it tells apart and whether a plain rival does as well, and what cannot be trusted.
+
+    Of several checkpoints all but the sentences on training speak of the last.
+    """
     if found.latest:
         yield _meaning(found.latest[0], estimates)
     yield from _told(found)
+    yield from _along(found)
     yield from _explained(found)
-    yield from _guided(estimates)
+    yield from _guided(found, estimates)
     yield from _trained(found, estimates)
     yield from _mapped(found)
     yield from _doubts(found)
@@ -33,10 +37,12 @@ def _meaning(group: Group, estimates: Sequence[Estimate]) -> str:
     psi = next((e for e in estimates if e.quantity == "psi" and e.facets == group.facets), None)
     gain = next((e for e in estimates if e.quantity == "gain" and e.facets == group.facets), None)
     told = f"ψ of {group.label} is {_range(psi)}" if psi is not None else f"ψ of {group.label} is not defined"
-    if not directions:
+    if group.is_volume:
         return f"{told}: the exact log volume of a latent's {size} directions."
-    if directions >= size:
-        return f"{told}, the log volume of a latent's {size} directions up to a constant of the projection."
+    if not directions:
+        low, high = group.ranks
+        kept = str(low) if low == high else f"{low} to {high}"
+        return f"{told}: the log volume of the {kept} directions (of {size}) that the map does not flatten."
     rank = float(np.median(rows["effective_rank"].dropna())) if rows["effective_rank"].notna().any() else math.nan
     amount = f" {gain.value:.3g}" if gain is not None and gain.value is not None else ""
     return (
@@ -47,7 +53,10 @@ def _meaning(group: Group, estimates: Sequence[Estimate]) -> str:
 
 def _told(found: Evidence) -> Iterator[str]:
     """Each set that psi tells from the reference, with the better of the rivals beside it."""
-    last = found.last
+    last, sets, sure = found.last, found.wanted.sets, 1 - found.wanted.level
+    if found.latest and not any(one.set == sets[0] for one in found.latest):
+        yield f"No sample of {sets[0]}{f' at “{last}”' if last else ''} counts, so that no set is told from it."
+    yield from _few(found)
     own = [one for one in found.separations if one.measure == "psi" and one.outside.checkpoint == last]
     for one in own[:_MOST]:
         a, b = one.inside.label, one.outside.label
@@ -57,16 +66,53 @@ def _told(found: Evidence) -> Iterator[str]:
             yield f"{where}: not told apart."
             continue
         side = "above" if one.auroc.value > 0.5 else "below"
-        better = [(RIVALS[name], gain, p) for name, (gain, p) in one.gains.items()]
-        beaten = [name for name, gain, p in better if gain.value > 0 and p < _SURE]
-        beats = [name for name, gain, p in better if gain.value < 0 and p < _SURE]
-        as_well = [name for name, _, p in better if not p < _SURE]
+        better = [(RIVALS[name], gain.interval.value, gain.p_adjusted) for name, gain in one.gains.items()]
+        beaten = [name for name, gain, p in better if gain > 0 and p < sure]
+        beats = [name for name, gain, p in better if gain < 0 and p < sure]
+        as_well = [name for name, _, p in better if not p < sure]
         parts = [
-            *([f"better than by {_list(beaten)}"] if beaten else []),
-            *([f"no better than by {_list(as_well)}"] if as_well else []),
-            *([f"worse than by {_list(beats)}"] if beats else []),
+            *([f"{_list(beaten)} told them apart less well"] if beaten else []),
+            *([f"{_list(beats)} told them apart better"] if beats else []),
+            *([f"against {_list(as_well)} there is no sure difference"] if as_well else []),
         ]
-        yield f"{where}: it lies {side}{', told ' + ', '.join(parts) if parts else ''}."
+        yield f"{where}: it lies {side}{'; ' + ', '.join(parts) if parts else ''}."
+
+
+def _few(found: Evidence) -> Iterator[str]:
+    """The sets that have too few units to be told from another; prompts are fewer than samples."""
+    sizes = {group.label: len(group.values("psi")) for group in found.latest}
+    least = {label: size for label, size in sizes.items() if size < FEWEST}
+    reference = next((one for one in found.latest if one.set == found.wanted.sets[0]), None)
+    if reference is None or len({one.set for one in found.latest}) < 2:
+        return
+    if reference.label in least:
+        yield f"{_size(reference.label, sizes)}: too few for another set to be told from it, which takes {FEWEST} on either side."
+        return
+    for label in list(least)[:_MOST]:
+        yield f"{_size(label, sizes)}: too few to be told from {reference.set}, which takes {FEWEST} on either side."
+
+
+def _size(label: str, sizes: dict[str, int]) -> str:
+    return f"{label} has {sizes[label]} independent unit{'' if sizes[label] == 1 else 's'}"
+
+
+def _along(found: Evidence) -> Iterator[str]:
+    """From which step on psi tells the trajectories of generated sets apart, of all steps that are asked."""
+    own: dict[tuple[str, str], list[Parting]] = {}
+    for one in found.partings:
+        if one.measure == "psi" and one.outside.checkpoint == found.last:
+            own.setdefault((one.outside.label, one.inside.label), []).append(one)
+    for (outside, inside), steps in list(own.items())[:_MOST]:
+        of = f"ψ of {outside} against {inside} along their trajectories"
+        first = next((one for one in steps if one.p_adjusted < 1 - found.wanted.level), None)
+        if first is None:
+            yield f"{of}: told apart at none of {len(steps)} steps (Holm's correction over them)."
+            continue
+        value, lo, hi = first.auroc
+        yield (
+            f"{of}: first told apart at step {first.step} (σ {first.sigma:.3g}), AUROC {value:.2f} [{lo:.2f}, {hi:.2f}]; "
+            f"Holm's correction over {len(steps)} steps."
+        )
 
 
 def _explained(found: Evidence) -> Iterator[str]:
@@ -81,9 +127,11 @@ def _explained(found: Evidence) -> Iterator[str]:
         yield f"In {one.group.label} ψ goes with the {RIVALS[one.other]}: rank correlation {value:.2f} [{lo:.2f}, {hi:.2f}]."
 
 
-def _guided(estimates: Sequence[Estimate]) -> Iterator[str]:
+def _guided(found: Evidence, estimates: Sequence[Estimate]) -> Iterator[str]:
     for one in estimates:
-        if one.quantity != "guidance_effect:psi" or one.value is None or one.lo is None or one.hi is None:
+        if one.quantity != "guidance_effect:psi" or one.facets.get("checkpoint") != found.last:
+            continue
+        if one.value is None or one.lo is None or one.hi is None:
             continue
         change = f"from {one.facets['from']:g} to {one.facets['to']:g} moves ψ of {one.facets['set']} by {_range(one, sign=True)}"
         sure = one.lo > 0 or one.hi < 0
@@ -92,24 +140,20 @@ def _guided(estimates: Sequence[Estimate]) -> Iterator[str]:
 
 def _trained(found: Evidence, estimates: Sequence[Estimate]) -> Iterator[str]:
     """From the first checkpoint to the last, the reference's psi and delta."""
-    names = found.wanted.checkpoints
-    if len(names) < 2 or not found.groups:
+    if not found.latest or found.last is None or found.last == found.wanted.checkpoints[0]:
         return
-    first = found.groups[0].set
+    group, names = found.latest[0], (found.wanted.checkpoints[0], found.last)
     for column, title in DESCRIPTORS.items():
-        ends = [
-            next(
-                (e for e in estimates if e.quantity == column and e.facets.get("set") == first and e.facets.get("checkpoint") == name), None
-            )
-            for name in (names[0], names[-1])
-        ]
-        if ends[0] is not None and ends[1] is not None:
-            yield f"From “{names[0]}” to “{names[-1]}” the {title} of {first} goes from {_range(ends[0])} to {_range(ends[1])}."
+        own = [e for e in estimates if e.quantity == column]
+        first, last = (next((e for e in own if e.facets == {**group.facets, "checkpoint": name}), None) for name in names)
+        if first is not None and last is not None:
+            yield f"From “{names[0]}” to “{names[1]}” the {title} of {group.label} goes from {_range(first)} to {_range(last)}."
 
 
 def _mapped(found: Evidence) -> Iterator[str]:
     """How much psi varies over each slice and each level of a field."""
-    for name, checkpoint, sigma, points in found.surfaces[:_MOST]:
+    own = [one for one in found.surfaces if one[1] == found.last]
+    for name, checkpoint, sigma, points in own[:_MOST]:
         values = points["psi"].dropna().to_numpy(np.float64)
         if len(values):
             at = ", ".join([*([f"σ {sigma:.3g}"] if sigma is not None else []), *([f"“{checkpoint}”"] if checkpoint else [])])
@@ -119,7 +163,9 @@ def _mapped(found: Evidence) -> Iterator[str]:
 
 def _doubts(found: Evidence) -> Iterator[str]:
     """Rounding in delta, rank that varies, projection error that is not small."""
-    frame = found.frame[found.frame["flag"].isna()]
+    frame = sound(found.frame)
+    if found.last is not None:
+        frame = frame[frame["checkpoint"] == found.last]
     floor, delta = float(frame["delta_floor"].mean()), float(frame["delta"].mean())
     if delta > 0 and floor > 0:
         share = floor / delta
@@ -127,13 +173,13 @@ def _doubts(found: Evidence) -> Iterator[str]:
             yield f"{min(share, 1):.0%} of δ is rounding at this radius: take a larger `radius`, or read differences alone."
     for group in found.latest[:1]:
         if group.rows["rank"].nunique() > 1:
-            low, high = int(group.rows["rank"].min()), int(group.rows["rank"].max())
+            low, high = group.ranks
             yield f"Between {low} and {high} singular values of {group.label} are above zero: ψ jumps where their number changes."
-        spread, error = group.values("psi").std(), group.values("psi_error")
-        if len(error) and spread > 0 and float(np.median(error)) > 0.5 * spread:
+        spread, error = float(group.rows["psi"].std()), float(group.rows["psi_error"].median())
+        if (group.rows["directions"] > 0).all() and error > 0.5 * spread > 0:
             yield (
-                f"The projection alone moves ψ by {float(np.median(error)):.2g}, half as much as samples of {group.label} differ or more: "
-                "take more `projections`, or set a `precision`."
+                f"Other directions would move ψ by {error:.2g}, where samples of {group.label} differ by {spread:.2g}: comparisons with "
+                "other projections need more `projections`, or a `precision`. Samples that share theirs are compared without that error."
             )
     flagged = found.frame["flag"].notna().sum()
     if flagged:
