@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import platform
 import time
@@ -183,7 +184,8 @@ def describe(rig: Rig, probes: Sequence[Probe]) -> dict[str, Any]:
 def _checkpoints(rig: Rig, probes: Iterable[Probe]) -> dict[str, str]:
     """What identifies the checkpoints that the probes ask for; each is loaded for it, before anything is measured."""
     names = dict.fromkeys(name for probe in probes for name in getattr(probe, "checkpoints", ()))
-    return {f"checkpoint {name}": rig.model.checkpoints[name]().identity.get("weights", "not known") for name in names}
+    told = {name: json.dumps(dict(rig.model.checkpoints[name]().identity), sort_keys=True) for name in names}
+    return {f"checkpoint {name}": hashlib.sha256(identity.encode()).hexdigest()[:16] for name, identity in told.items()}
 
 
 def flat(estimate: Estimate) -> dict[str, Any]:
