@@ -89,7 +89,7 @@ def maps(found: Evidence) -> Iterator[Chart]:
             if len({row["value"] for row in rows}) < 2:
                 continue  # one colour tells nothing
             where = "x of the denoiser" if field else "the plane through the slice's three anchors, in latent units"
-            caption = f"{title[0].upper()}{title[1:]} over {where}; every panel has the same colours."
+            caption = f"{title[0].upper()}{title[1:]} over {where}{'; all panels share their colours' if len(chosen) > 1 else ''}."
             facet = Axis("panel", _panelled(chosen)) if len(chosen) > 1 else None
             heading, x, y, value = f"{name[0].upper()}{name[1:]}: {title}", Axis("x", "x"), Axis("y", "y"), Axis("value", title)
             rings = () if field else _rings(found, name, list(dict.fromkeys(row["panel"] for row in rows)))
