@@ -124,7 +124,7 @@ def test_gains_are_corrected_over_the_whole_report() -> None:
     assert all(float(e.facets["p_adjusted"]) >= float(e.facets["p"]) for e in gains)
     least = min(gains, key=lambda e: float(e.facets["p"]))
     assert least.facets["p_adjusted"] == pytest.approx(min(1, 12 * float(least.facets["p"])))
-    assert said(found, "ψ of third against photos", "the reconstruction error told them apart less well")
+    assert said(found, "ψ of third against photos", "the reconstruction error and the sharpness told them apart less well")
     assert not said(found, "no better than")
     (_, card) = found.cards
     assert card.estimate.facets["outside"] == "third"
