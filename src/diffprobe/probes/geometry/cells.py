@@ -23,6 +23,7 @@ from diffprobe.probes.geometry.places import Place, plane
 from diffprobe.probes.looks import LOSSLESS, decode, features, flaw, vectors, webp
 
 _HELD = "geometry.checkpoint"
+_READ = frozenset({"codec", "denoiser", "path", "condition"})  # what is measured of a model
 #: The columns that tell samples apart, in every record whatever the place; null where they do not apply.
 PLACE = {
     "set": pa.string(),
@@ -160,7 +161,7 @@ def at_checkpoint(rig: Rig, name: str | None) -> Model:
     held, found = rig.memo(_HELD, lambda: ("", rig.model))
     if held != name:
         found = rig.model.checkpoints[name]()
-        lacking = rig.model.capabilities - found.capabilities
+        lacking = (rig.model.capabilities & _READ) - found.capabilities
         if lacking or found.shape != rig.model.shape:
             what = f"no {' and no '.join(sorted(lacking))}" if lacking else f"latents of shape {found.shape}, not {rig.model.shape}"
             raise UserError(f"the checkpoint '{name}' of '{rig.model.name}' has {what}: it must be the same model at another moment")
