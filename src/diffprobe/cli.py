@@ -61,7 +61,7 @@ def run(  # noqa: PLR0913, PLR0917
     extend: Annotated[bool, typer.Option("--extend", help="Let the study in this directory grow or change.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
-    """Measure a model, write the report, print the main numbers. With no argument: the embedded model, all probes, in about a minute."""
+    """Measure a model, write the report, print the main numbers. With no argument: the embedded model, all probes, in two minutes."""
     from diffprobe.adapters.embedded import require
 
     given = {"probes": probes, "budget": budget, "images": images, "prompts": prompts}

@@ -97,25 +97,29 @@ def _whole(spectrum: Tensor) -> dict[str, Tensor]:
 def _projected(f: Map, z: Tensor, how: How, outputs: int, first: Tensor) -> dict[str, Tensor]:
     """What the projections say: psi with its standard error over them, nu, trace, effective rank, and how many each latent had.
 
-    The error of one projection is that of the law of random projections, which also tells how many a precision takes; where there
-    is no law, since the effective rank is below the directions, the scatter of psi tells it, from three projections on.
+    The error of one projection is that of the law of random projections, which also tells how many a precision takes. Where there
+    is no law, since the effective rank is below the directions, the scatter of psi over three projections or more tells it, and
+    a precision is reached in two stages (Stein 1945): half of the projections, then as many as their scatter says it takes.
     """
-    scaling, rank = geometry.local_scaling(first)[:, None], geometry.local_rank(first)[:, None]
-    moments = torch.stack(list(geometry.implied_trace(first, outputs)[:2]), -1)
-    law = geometry.foretold(moments[:, 0], moments[:, 1], how.directions, outputs).scaling_error
-    wanted, count = _wanted(how, law), torch.ones(len(z), dtype=torch.float64)
-    for seed in how.projections[1:]:
-        todo = count < wanted
-        if not bool(todo.any()):
-            break
-        values = geometry.jacobian_spectrum(f, z[todo.to(z.device)], geometry.directions(outputs, how.directions, seed).to(z.device)).cpu()
-        more = torch.full((2, len(z)), math.nan, dtype=torch.float64)
-        more[:, todo] = torch.stack([geometry.local_scaling(values), geometry.local_rank(values)])
-        scaling, rank = torch.cat([scaling, more[0, :, None]], 1), torch.cat([rank, more[1, :, None]], 1)
-        moments[todo] += (torch.stack(list(geometry.implied_trace(values, outputs)[:2]), -1) - moments[todo]) / (count[todo, None] + 1)
-        count[todo] += 1
-    scatter = (scaling - scaling.nanmean(1, keepdim=True)).square().nansum(1).div((count - 1).clamp(min=1)).sqrt()
-    single = torch.where(law.isfinite(), law, torch.where(count > 2, scatter, math.nan))
+    scaling, rank, moments = geometry.local_scaling(first)[:, None], geometry.local_rank(first)[:, None], _implied(first, outputs)
+    trace, effective_rank = moments.clone().unbind(-1)
+    law = geometry.foretold(trace, effective_rank, how.directions, outputs).scaling_error
+    count, single = torch.ones(len(z), dtype=torch.float64), law
+    for _ in range(2):
+        wanted = _wanted(how, single)
+        for place, seed in enumerate(how.projections[1:], 1):
+            todo = (count == place) & (count < wanted)
+            if not bool(todo.any()):
+                continue
+            chosen = geometry.directions(outputs, how.directions, seed).to(z.device)
+            values = geometry.jacobian_spectrum(f, z[todo.to(z.device)], chosen).cpu()
+            more = torch.full((2, len(z)), math.nan, dtype=torch.float64)
+            more[:, todo] = torch.stack([geometry.local_scaling(values), geometry.local_rank(values)])
+            scaling, rank = torch.cat([scaling, more[0, :, None]], 1), torch.cat([rank, more[1, :, None]], 1)
+            moments[todo] += (_implied(values, outputs) - moments[todo]) / (count[todo, None] + 1)
+            count[todo] += 1
+        scatter = (scaling - scaling.nanmean(1, keepdim=True)).square().nansum(1).div((count - 1).clamp(min=1)).sqrt()
+        single = torch.where(law.isfinite(), law, torch.where(count > 2, scatter, math.nan))
     return {
         "psi": scaling.nanmean(1),
         "psi_error": single / count.sqrt(),
@@ -126,10 +130,16 @@ def _projected(f: Map, z: Tensor, how: How, outputs: int, first: Tensor) -> dict
     }
 
 
-def _wanted(how: How, law: Tensor) -> Tensor:
-    """How many projections each latent gets: all, or what a precision takes by the law, or half of all where there is none."""
+def _implied(spectrum: Tensor, outputs: int) -> Tensor:
+    """Trace and effective rank [B, 2] of the whole Jacobian, by a projected spectrum."""
+    found = geometry.implied_trace(spectrum, outputs)
+    return torch.stack([found.trace, found.effective_rank], -1)
+
+
+def _wanted(how: How, error: Tensor) -> Tensor:
+    """How many projections each latent gets: all, or what a precision takes by the error of one, or half of all where it is not known."""
     most = float(len(how.projections))
     if how.precision is None:
-        return torch.full_like(law, most)
-    needed = (law / how.precision).square().ceil()
-    return torch.where(law.isfinite(), needed.nan_to_num(most).clamp(1, most), max(most // 2, min(most, 3.0)))
+        return torch.full_like(error, most)
+    needed = (error / how.precision).square().ceil().nan_to_num(most // 2)
+    return needed.clamp(1, most)

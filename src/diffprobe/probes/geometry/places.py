@@ -17,6 +17,7 @@ from diffprobe.errors import UserError
 from diffprobe.images import Picture
 from diffprobe.measures import similarity
 from diffprobe.measures.geometry import Map
+from diffprobe.measures.geometry.directions import haar
 from diffprobe.model import Model, Rig
 from diffprobe.probes.base import Cell, Cost
 from diffprobe.probes.geometry.maps import ROLE, chain, decoder, drawn, encoded, field_map, native, unit
@@ -275,8 +276,8 @@ def _axes(size: int) -> Tensor:
     """Two orthonormal directions [2, E]: the axes themselves where there are two."""
     if size == 2:
         return torch.eye(2, dtype=torch.float64)
-    q, _ = np.linalg.qr(rng.stream(f"{ROLE}.plane", 0).standard_normal((size, 2)))
-    return torch.from_numpy(np.ascontiguousarray(q.T))
+    normal = rng.stream(f"{ROLE}.plane", 0).standard_normal((size, 2))
+    return torch.from_numpy(haar(normal).T.copy())
 
 
 def _with(rig: Rig, model: Model) -> Rig:

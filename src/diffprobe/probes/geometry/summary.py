@@ -166,7 +166,7 @@ def _counted(frame: pd.DataFrame) -> Iterator[Estimate]:
 
 
 def _cards(found: Evidence, estimates: Sequence[Estimate]) -> Iterator[Card]:
-    """psi of the reference, the set that psi tells best from it, and how much of delta is rounding."""
+    """psi of the reference, the set that psi tells best from it, and what guidance does to it."""
     for group in found.latest[:1]:
         first = next((e for e in estimates if e.quantity == "psi" and e.facets == group.facets), None)
         if first is not None:
