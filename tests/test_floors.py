@@ -7,13 +7,13 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "diffprobe"
 FLOORS = {
-    0: ("errors", "rng", "measures", "worlds"),
-    1: ("paths", "model", "sampling", "images", "manifest"),
+    0: ("errors", "files", "rng", "measures", "worlds"),
+    1: ("paths", "model", "sampling", "inversion", "images", "manifest"),
     2: ("adapters",),
     3: ("probes", "controls"),
     4: ("report",),
     5: ("runs",),
-    6: ("__main__", "cli", "terminal", "doctor", "validate", "subset"),
+    6: ("__main__", "cli", "morphing", "terminal", "doctor", "validate", "subset"),
 }
 MODULES = {
     ".".join(("diffprobe", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__"): path

@@ -14,6 +14,9 @@ from diffprobe.probes.consistency import Consistency
 from diffprobe.probes.drift import Drift
 from diffprobe.probes.geometry import Field, Generated, Geometry, Slice
 from diffprobe.probes.geometry.cells import Samples
+from diffprobe.probes.interpolation import Interpolation
+from diffprobe.probes.interpolation.inversions import Inversions
+from diffprobe.probes.interpolation.mixtures import Mixtures
 from diffprobe.probes.speciation import Speciation
 from diffprobe.runs.execute import plan
 from tests.small import Pixels
@@ -34,6 +37,21 @@ PROBES: dict[str, tuple[Probe, dict[str, Embedder]]] = {
         ),
         {"pixels": Pixels()},
     ),
+    "interpolation": (
+        Interpolation(
+            groups=("snow",),
+            count=4,
+            num_inference_steps=10,
+            schemes=("fix", "blend/channel", "slerp", "lol/lowpass"),
+            sizes=(2,),
+            draws=2,
+            guidance_scale=2.0,
+            offsets=(0.5,),
+            offset_samples=2,
+            replayed=2,
+        ),
+        {"pixels": Pixels()},
+    ),
     "speciation": (Speciation(base="class 0", variants=("class 1",), samples=3, num_inference_steps=10, keep_images=1), {}),
 }
 
@@ -49,7 +67,13 @@ def numbers(name: str) -> dict[str, dict[str, object]]:
         records[step.key] = table
         frame = table.to_pandas()
         vectors = {str(column): float(np.stack(frame[column].to_list()).mean()) for column in frame if _numbers(frame[column].iloc[0])}
-        place = type(step.cell.place).__name__ if isinstance(step.cell, Samples) else ""
+        place = ""
+        if isinstance(step.cell, Samples):
+            place = type(step.cell.place).__name__
+        elif isinstance(step.cell, Inversions):
+            place = step.cell.origin
+        elif isinstance(step.cell, Mixtures):
+            place = f"{step.cell.scheme} {step.cell.kind}"
         found[f"{type(step.cell).__name__} {step.cell.version} {place}".strip()] = {
             "key": step.key,
             **{str(column): float(mean) for column, mean in frame.mean(numeric_only=True).dropna().items()},

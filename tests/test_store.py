@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from diffprobe.errors import UserError
+from diffprobe.files import explained
 from diffprobe.probes.base import canonical, key
-from diffprobe.runs.store import Store, explained
+from diffprobe.runs.store import Store
 from tests.small import Division, Number, Sum, gaussian
 
 CELL = Number(3.0)

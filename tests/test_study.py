@@ -14,6 +14,7 @@ from diffprobe.probes.drift import Drift
 from diffprobe.probes.drift.cells import Edits
 from diffprobe.probes.geometry import Geometry
 from diffprobe.probes.geometry.cells import Samples as Described
+from diffprobe.probes.interpolation.mixtures import Mixtures
 from diffprobe.probes.speciation import Speciation
 from diffprobe.probes.speciation.cells import Paths
 from diffprobe.runs.execute import plan
@@ -197,6 +198,15 @@ GEOMETRY = {
     "geometry-sd14-trajectories": 100 * 6 * 51 + 100 * 51,
 }
 
+#: Models, and images made of mixtures.
+MIXTURES = {
+    "interpolation-embedded": (3, 2 * 11 * 7 * 16 * 2),
+    "interpolation-sd15": (1, 10 * 6 * 6 * 1000),
+    "interpolation-sd35": (1, 10 * 6 * 6 * 1000),
+    "interpolation-sd15-steps": (1, 3 * 7 * 8),
+    "interpolation-sd15-null-text": (1, 2 * 6 * 8),
+}
+
 #: Models, partitions, and trajectories a condition.
 LADDERS = {
     "speciation-embedded": (3, 5, 64, 50),
@@ -210,7 +220,7 @@ LADDERS = {
 
 
 def test_every_shipped_recipe_is_here() -> None:
-    assert set(recipes()) == set(COMPARISONS) | set(IMAGES) | set(LADDERS) | set(GEOMETRY)
+    assert set(recipes()) == set(COMPARISONS) | set(IMAGES) | set(LADDERS) | set(GEOMETRY) | set(MIXTURES)
 
 
 @pytest.mark.parametrize("name", sorted(GEOMETRY))
@@ -220,6 +230,13 @@ def test_a_shipped_geometry_plans_the_latents_of_its_design(name: str) -> None:
     assert probe.directions == (64 if name == "geometry-embedded" else 120)
     cells = [step.cell for step in plan([probe])]
     assert sum(cell.place.rows for cell in cells if isinstance(cell, Described)) == GEOMETRY[name]
+
+
+@pytest.mark.parametrize("name", sorted(MIXTURES))
+def test_a_shipped_interpolation_plans_the_mixtures_of_its_design(name: str) -> None:
+    variants = load_study(name).variants()
+    mixed = {sum(len(step.cell.draws) for step in plan(probes) if isinstance(step.cell, Mixtures)) for _, probes in variants.values()}
+    assert (len(variants), *mixed) == MIXTURES[name]
 
 
 @pytest.mark.parametrize("name", sorted(LADDERS))

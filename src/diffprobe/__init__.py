@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from diffprobe.probes.geometry import Generated as Generated
     from diffprobe.probes.geometry import Geometry as Geometry
     from diffprobe.probes.geometry import Slice as Slice
+    from diffprobe.probes.interpolation import Interpolation as Interpolation
     from diffprobe.probes.speciation import Partition as Partition
     from diffprobe.probes.speciation import Push as Push
     from diffprobe.probes.speciation import Speciation as Speciation
@@ -45,6 +46,7 @@ _NAMES = {
     "GateResult": "diffprobe.runs.gate:GateResult",
     "Generated": "diffprobe.probes.geometry:Generated",
     "Geometry": "diffprobe.probes.geometry:Geometry",
+    "Interpolation": "diffprobe.probes.interpolation:Interpolation",
     "Model": "diffprobe.model:Model",
     "Partition": "diffprobe.probes.speciation:Partition",
     "Push": "diffprobe.probes.speciation:Push",
@@ -73,6 +75,7 @@ __all__ = [
     "GateResult",
     "Generated",
     "Geometry",
+    "Interpolation",
     "Model",
     "Partition",
     "Push",

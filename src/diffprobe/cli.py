@@ -14,6 +14,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from diffprobe.errors import UserError, unknown
+from diffprobe.morphing import morph
 
 if TYPE_CHECKING:
     from diffprobe.probes.base import Probe
@@ -160,6 +161,9 @@ def select(
     out.print(f"{write_subset(images, per_domain, embedder, seed, out_file)} images in {out_file}")
 
 
+app.command()(morph)
+
+
 @app.command()
 def validate(
     probes: Annotated[list[str] | None, typer.Argument(help="Which probes; all by default.", show_default=False)] = None,
@@ -301,12 +305,7 @@ def _one(study: Study, path: Path, options: _Options) -> bool:
 
 
 def _compared(
-    runs: Mapping[str, Path],
-    folder: Path,
-    across: Sequence[str] = (),
-    level: float = 0.95,
-    choices: Path | None = None,
-    keep: bool = False,
+    runs: Mapping[str, Path], folder: Path, across: Sequence[str] = (), level: float = 0.95, choices: Path | None = None, keep: bool = False
 ) -> None:
     """Compare, write and print; `keep` refuses to replace the comparison of other runs."""
     from diffprobe import terminal

@@ -20,6 +20,16 @@ class Denoiser(Protocol):
     def __call__(self, x: Tensor, t: Tensor | float, cond: Any = None) -> Tensor: ...
 
 
+@runtime_checkable
+class StatedCondition(Protocol):
+    """A condition of several parts, one row a sample, whose floating `states` [B, tokens, width] can be put in place of by others."""
+
+    @property
+    def states(self) -> Tensor: ...
+
+    def with_states(self, states: Tensor) -> StatedCondition: ...
+
+
 class Codec(Protocol):
     """Between images [B, 3, H, W] in [0, 1] and latents [B, C, h, w] in the denoiser's scale; `decode` is unclamped and differentiable."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +23,10 @@ class TextCondition:
     def __getitem__(self, rows: slice | Tensor | Sequence[int]) -> TextCondition:
         """The rows of a slice or of indices, in their order."""
         return TextCondition(self.states[rows], self.pooled[rows])
+
+    def with_states(self, states: Tensor) -> TextCondition:
+        """The same pooled text with other states [B, tokens, width]."""
+        return replace(self, states=states)
 
     def expand(self, count: int) -> TextCondition:
         """One row as `count` of them, without a copy; `count` rows as they are. Raises RuntimeError for any other number of rows."""

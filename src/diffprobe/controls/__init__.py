@@ -5,6 +5,7 @@ from diffprobe.controls.geometry_guidance import GeometryGuide, apply_guide, ste
 from diffprobe.controls.guidance_interval import GuidanceInterval, apply, propose
 from diffprobe.controls.guide_labels import LabelSettings
 from diffprobe.controls.guide_training import GuideSettings, train_guide
+from diffprobe.controls.morph import Morph, Morphing, morph
 
 __all__ = [
     "Applied",
@@ -12,8 +13,11 @@ __all__ = [
     "GuidanceInterval",
     "GuideSettings",
     "LabelSettings",
+    "Morph",
+    "Morphing",
     "apply",
     "apply_guide",
+    "morph",
     "propose",
     "steered",
     "train_guide",

@@ -3,12 +3,14 @@
 from diffprobe.probes.consistency import Consistency
 from diffprobe.probes.drift import Drift
 from diffprobe.probes.geometry import Geometry
+from diffprobe.probes.interpolation import Interpolation
 from diffprobe.probes.speciation import Speciation
 
 #: Every probe by its name.
-PROBES: dict[str, type[Drift] | type[Consistency] | type[Geometry] | type[Speciation]] = {
+PROBES: dict[str, type[Drift] | type[Consistency] | type[Geometry] | type[Interpolation] | type[Speciation]] = {
     "drift": Drift,
     "consistency": Consistency,
     "geometry": Geometry,
+    "interpolation": Interpolation,
     "speciation": Speciation,
 }

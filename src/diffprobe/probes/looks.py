@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffprobe.model import Embedder, Rig
+from diffprobe.model import Embedder, Model, Rig
 
 _THUMBNAIL = 512  # longest side of a gallery picture
 #: Pixels up to which a kept picture is lossless; larger ones are for a look alone.
@@ -34,6 +34,23 @@ def decode(rig: Rig, latents: Tensor) -> Tensor:
     with torch.no_grad():
         parts = [rig.model.codec.decode(part.to(rig.model.device)).float().cpu() for part in latents.split(rig.batch_size)]
     return torch.cat(parts)
+
+
+def native(model: Model) -> int:
+    """The side in pixels of the images that the model's codec gives for one of its latents."""
+    if model.editor is not None:
+        return model.editor.size
+    assert model.codec is not None
+    assert model.shape is not None
+    with torch.no_grad():
+        return int(model.codec.decode(torch.zeros(1, *model.shape, device=model.device)).shape[-1])
+
+
+def encoded(rig: Rig, model: Model, seen: Tensor) -> Tensor:
+    """Latents of images [B, 3, H, W], float32 on the CPU."""
+    assert model.codec is not None
+    with torch.no_grad():
+        return torch.cat([model.codec.encode(part).float().cpu() for part in seen.split(rig.batch_size)])
 
 
 def flaw(image: Tensor) -> str | None:

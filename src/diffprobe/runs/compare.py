@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from diffprobe.errors import UserError
+from diffprobe.files import explained, whole
 from diffprobe.report.document import Document
 from diffprobe.report.numbers import plain
 from diffprobe.report.page import render, write_report
@@ -22,7 +23,7 @@ from diffprobe.runs.comparison.page import document
 from diffprobe.runs.comparison.sides import Side, shortcomings, side
 from diffprobe.runs.pairing import cause, check, checked, names_of, paired, shared_probes
 from diffprobe.runs.result import Run, open_run
-from diffprobe.runs.store import SCHEMA, explained, whole
+from diffprobe.runs.store import SCHEMA
 
 
 @dataclass(frozen=True, eq=False)

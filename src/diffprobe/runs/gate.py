@@ -10,13 +10,13 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from diffprobe.errors import UserError
+from diffprobe.files import explained, whole
 from diffprobe.runs.comparison.wording import escaped, table
 from diffprobe.runs.gating.ruling import Outcome, Ruling, decide, word
 from diffprobe.runs.gating.witness import GatedRun, Witness
 from diffprobe.runs.pairing import check, checked, incomplete, names_of
 from diffprobe.runs.result import Run, open_run
 from diffprobe.runs.rules import EXAMPLE, parse_rule
-from diffprobe.runs.store import explained, whole
 
 _CODES: dict[Outcome, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
 

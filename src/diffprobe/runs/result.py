@@ -18,6 +18,7 @@ import pyarrow as pa
 import torch
 
 from diffprobe.errors import UserError
+from diffprobe.files import explained
 from diffprobe.measures.stats import Estimate
 from diffprobe.model import Rig
 from diffprobe.probes.base import Findings, Probe
@@ -25,7 +26,7 @@ from diffprobe.report.document import Document, Failure, Section
 from diffprobe.report.figures import write_figures
 from diffprobe.report.page import write_report
 from diffprobe.runs.execute import Progress, execute, plan
-from diffprobe.runs.store import SCHEMA, Store, explained
+from diffprobe.runs.store import SCHEMA, Store
 from diffprobe.runs.study import once, parse_probe, settings
 
 _PACKAGES = ("diffprobe", "torch", "diffusers", "transformers", "numpy")

@@ -8,6 +8,7 @@ from diffprobe.validate.check import Check
 from diffprobe.validate.consistency import consistency
 from diffprobe.validate.drift import drift
 from diffprobe.validate.geometry import geometry
+from diffprobe.validate.interpolation import interpolation
 from diffprobe.validate.speciation import speciation
 
 __all__ = ["VALIDATIONS", "Check"]
@@ -16,5 +17,6 @@ VALIDATIONS: dict[str, Callable[[], Iterator[Check]]] = {
     "drift": drift,
     "consistency": consistency,
     "geometry": geometry,
+    "interpolation": interpolation,
     "speciation": speciation,
 }

@@ -12,6 +12,8 @@ from diffprobe import rng
 from diffprobe.worlds.attributes import BACKGROUNDS, COLOURS, DETAILS, RESERVED, SHAPES, SIZES, Attributes, caption
 from diffprobe.worlds.drawing import render
 
+_ROLE = "worlds.scene"
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -31,7 +33,12 @@ def scenes(n: int, seed: int, *, backgrounds: Iterable[str] = tuple(BACKGROUNDS)
     unknown = sorted(set(allowed) - set(BACKGROUNDS))
     if unknown or not allowed:
         raise ValueError(f"unknown background {', '.join(unknown) or '(none given)'}: choose from {', '.join(BACKGROUNDS)}")
-    return [_scene(rng.stream("worlds.scene", seed, index), allowed, reserved) for index in range(start, start + n)]
+    return [_scene(rng.stream(_ROLE, seed, index), allowed, reserved) for index in range(start, start + n)]
+
+
+def held(seed: int, index: int) -> Attributes:
+    """What is in the scene number `index` of the world `seed`, without rendering it."""
+    return attributes_of(rng.stream(_ROLE, seed, index))[0]
 
 
 def _scene(draw: np.random.Generator, backgrounds: tuple[str, ...], reserved: bool) -> Scene:

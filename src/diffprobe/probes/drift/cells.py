@@ -17,8 +17,9 @@ from diffprobe.images import Picture, caption, content, domain, name
 from diffprobe.measures import drift, similarity
 from diffprobe.model import EditSettings, Level, Rig
 from diffprobe.probes.base import Cell, Cost
+from diffprobe.probes.drift.editors import PIPELINE, editor_of, evaluations_of, level_of
 from diffprobe.probes.drift.looks import DIRECTIONS, apart, compare, embedded, gains, linear
-from diffprobe.probes.looks import decode, features, flaw, resized, valid, vectors, webp
+from diffprobe.probes.looks import decode, features, flaw, native, resized, valid, vectors, webp
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class DecoderNoise:
         latents, flags = unpack(originals)
         base = _rebuilt(rig, self.originals, latents)
         strength = equal_start(rig, self.strength, self.num_inference_steps, self.reference_steps)
-        level = _level(rig, strength, self.num_inference_steps)
+        level = level_of(rig.model, strength, self.num_inference_steps)
         noisy = latents + level.sigma * rng.normal(latents.shape[1:], "drift.decoder", self.seeds)
         values = similarity.mse(base, decode(rig, noisy))
         n = len(latents)
@@ -112,10 +113,11 @@ class DecoderNoise:
 
 @dataclass(frozen=True)
 class Edits:
-    """The deployed pipeline told to change nothing: one prompt, one strength, a few images, a seed for each.
+    """An editor told to change nothing: one prompt, one strength, a few images, a seed for each.
 
-    With `reference_steps` the strength is understood at that many steps, and translated to the strength that starts
-    nearest to the same noise level at `num_inference_steps`. `prompt` None is the image's own caption.
+    `editor` is the deployed pipeline, or a way of inversion, which draws nothing. With `reference_steps` the strength is
+    understood at that many steps, and translated to the strength that starts nearest to the same noise level at
+    `num_inference_steps`. `prompt` None is the image's own caption.
     """
 
     version: ClassVar[int] = 1
@@ -129,13 +131,14 @@ class Edits:
     guidance_scale: float
     seeds: tuple[int, ...]
     budget: bool
+    editor: str = PIPELINE
 
     def inputs(self) -> tuple[Cell, ...]:
         return (self.originals,)
 
     def cost(self) -> Cost:
         n = len(self.seeds)
-        steps = max(1, int(self.num_inference_steps * self.strength)) * (2 if self.guidance_scale > 1 else 1)
+        steps = max(1, int(self.num_inference_steps * self.strength)) * evaluations_of(self.editor, self.guidance_scale)
         return Cost(n, n * steps, n * (4 if self.budget else 1), n * (12_000 if self.originals.keep else 400) + 4000)
 
     def measure(self, rig: Rig, originals: pa.Table) -> pa.Table:
@@ -175,9 +178,9 @@ def equal_start(rig: Rig, strength: float, steps: int, reference: int | None) ->
     """The strength that starts nearest (in log sigma) to where `strength` starts at `reference` steps; itself where that is None."""
     if reference is None or reference == steps:
         return strength
-    goal = np.log(_level(rig, strength, reference).sigma)
+    goal = np.log(level_of(rig.model, strength, reference).sigma)
     choices = [(k + 0.5) / steps for k in range(1, steps)] + [1.0]
-    starts = [_level(rig, choice, steps).sigma for choice in choices]
+    starts = [level_of(rig.model, choice, steps).sigma for choice in choices]
     return choices[int(np.argmin([abs(np.log(sigma) - goal) if sigma > 0 else np.inf for sigma in starts]))]
 
 
@@ -211,8 +214,7 @@ def _rebuilt(rig: Rig, cell: Originals, latents: Tensor) -> Tensor:
 
 
 def _edit(rig: Rig, cell: Edits, latents: Tensor, prompts: Sequence[str], strength: float) -> tuple[Tensor, Tensor, Level, bool]:
-    editor = rig.model.editor
-    assert editor is not None
+    editor = editor_of(rig.model, cell.editor)
     settings = EditSettings(strength, cell.num_inference_steps, cell.guidance_scale, cell.negative_prompt)
     done = [
         editor.edit(latents[i : i + rig.batch_size], prompts[i : i + rig.batch_size], cell.seeds[i : i + rig.batch_size], settings)
@@ -223,18 +225,13 @@ def _edit(rig: Rig, cell: Edits, latents: Tensor, prompts: Sequence[str], streng
     return edited, moved, done[0].level, done[0].guided
 
 
-def _level(rig: Rig, strength: float, steps: int) -> Level:
-    assert rig.model.editor is not None
-    return rig.model.editor.level(strength, steps)
-
-
 def _working_size(rig: Rig, cell: Originals) -> int:
-    assert rig.model.editor is not None
-    return cell.resolution or rig.model.editor.size
+    return cell.resolution or native(rig.model)
 
 
 def _constants(cell: Edits, strength: float, level: Level, guided: bool, n: int) -> dict[str, list[Any]]:
     values = {
+        "editor": cell.editor,
         "strength": strength,
         "requested_strength": cell.strength,
         "num_inference_steps": cell.num_inference_steps,

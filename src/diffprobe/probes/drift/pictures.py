@@ -118,10 +118,12 @@ def _parts(summary: Summary) -> Chart:
 
 def _factors(estimates: Sequence[Estimate]) -> Chart:
     found = [e for e in estimates if e.quantity in Factors._fields[1:] and e.value is not None]
-    caption = (
-        "To first order the move is what the decoder makes of noise of that level, times the contraction (the share of the noise's energy "
-        "that the denoiser leaves) and the alignment (how much more the decoder amplifies what is left)."
-    )
+    caption = "The alignment: how much more the decoder amplifies what the edit moves than noise of the same energy."
+    if "contraction" in {e.quantity for e in found}:
+        caption = (
+            "To first order the move is what the decoder makes of noise of that level, times the contraction (the share of the noise's "
+            "energy that the denoiser leaves) and the alignment (how much more the decoder amplifies what is left)."
+        )
     return Chart(
         "factors",
         "Why the move is as large as it is",

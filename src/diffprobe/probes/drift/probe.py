@@ -11,14 +11,17 @@ from typing import ClassVar, Literal
 from diffprobe import images
 from diffprobe.errors import UserError, unknown
 from diffprobe.images import Picture, caption
+from diffprobe.inversion import check_optimisable
 from diffprobe.model import Model
 from diffprobe.probes.base import Comparable, Findings, Records
 from diffprobe.probes.drift.cells import DecoderNoise, Edits, Originals
+from diffprobe.probes.drift.editors import EDITORS, PIPELINE, level_of, needs_of
 from diffprobe.probes.drift.prompts import PROMPT_SETS
 from diffprobe.probes.drift.slices import SETTING, Asked
 from diffprobe.probes.drift.summary import comparables, summarise
 
 _CHUNK = 16  # images a cell
+_LISTS = {name: {"prompt_set": "prompt_sets", "editor": "editors"}.get(name, name) for name in SETTING}  # a column to its setting
 
 
 @dataclass(frozen=True)
@@ -26,26 +29,28 @@ class Drift:
     """What an edit pipeline changes when it is told to change nothing.
 
     `images`: 'world' (rendered scenes), a folder, or a manifest (.json, .jsonl, .csv). `count`: how many; None takes all of a
-    folder, or 24 scenes. `strengths` are the pipeline's own, in (0, 1]. Every list is crossed with every other; an ablation
-    is a list of more than one. `equal_start`: at each number of steps use the strength that starts nearest to the noise
-    level of the first. `resolution`: what the pipeline works at (0: native); `measured`: what images are compared at (None:
-    the same). `seeds`: image i gets seed + i, or the seed itself where `same_seed`. `budget`: decompose the drift.
-    `tolerance`: the mean squared error, of images in [0, 1], that the strength budget allows. The last three lines shape
-    no measurement: changing them recomputes nothing.
+    folder, or 24 scenes. `strengths` are the pipeline's own, in (0, 1]. `editors`: 'pipeline', or ways of inversion ('ddim',
+    'fixed-point', 'null-text', 'negative-prompt'), which climb from the image to the strength's level instead of adding noise.
+    Every list is crossed with every other; an ablation is a list of more than one. `equal_start`: at each number of steps use the
+    strength that starts nearest to the noise level of the first. `resolution`: what the pipeline works at (0: native);
+    `measured`: what images are compared at (None: the same). `seeds`: image i gets seed + i, or the seed itself where `same_seed`.
+    `budget`: decompose the drift. `tolerance`: the mean squared error, of images in [0, 1], that the strength budget allows. The last
+    two settings shape no measurement: changing them recomputes nothing.
     """
 
     name: ClassVar[str] = "drift"
     question: ClassVar[str] = "What does an edit pipeline change when it is told to change nothing, and which part of it does so?"
-    needs: ClassVar[frozenset[str]] = frozenset({"editor", "codec"})
     rows: ClassVar[str] = "Edits"
     aligned: ClassVar[tuple[str, ...]] = ("image", "content", "prompt", "seed", "requested_strength", *SETTING[1:])
     free: ClassVar[frozenset[str]] = frozenset(
-        {"images", "count", "prompt_sets", "strengths", "seeds", "same_seed", "budget", "keep_images", "tolerance", "level", *SETTING[1:]}
+        {"images", "count", "strengths", "seeds", "same_seed", "budget", "keep_images", "tolerance", "level", *_LISTS.values()}
     )
     cites: ClassVar[tuple[str, ...]] = (
         "Seetha Ram, Elavazhagan: The Drift Kernel: Why Diffusion Models Change Even When Told Not To (NoOp-Bench), CVPR 2026.",
         "Meng et al.: SDEdit: Guided Image Synthesis and Editing with Stochastic Differential Equations, ICLR 2022.",
         "Song, Meng, Ermon: Denoising Diffusion Implicit Models, ICLR 2021.",
+        "Mokady et al.: Null-text Inversion for Editing Real Images using Guided Diffusion Models, CVPR 2023.",
+        "Pan et al.: Effective Real Image Editing with Accelerated Iterative Diffusion Inversion, ICCV 2023.",
     )
     method: ClassVar[str] = (
         "Each image is encoded once (the posterior's mean), noised to the level at which the pipeline starts for the strength asked, "
@@ -55,13 +60,16 @@ class Drift:
         "resampling whole images, so that the prompts and levels of an image stay together. A law is selected by its error at levels "
         "left out, and the share of resamples in which it wins is reported with it.\n\n"
         "The total squared error splits exactly into the autoencoder's own round trip (floor), what the edit moves beyond it (move), and "
-        "their cross term. To first order the move is what the decoder makes of pure noise of that level, times the share "
-        "of that noise which the denoiser leaves (contraction), times how far what is left points where the decoder amplifies (alignment)."
+        "their cross term. To first order the move is what the decoder makes of pure noise of that level, times the share of that "
+        "noise which the denoiser leaves (contraction), times how far what is left points where the decoder amplifies (alignment).\n\n"
+        "An editor that inverts adds no noise: from the encoded image it climbs to that level by the deterministic sampler's steps "
+        "backwards, under the same prompt and without guidance, and comes down from there. There is no noise then to leave a share of."
     )
 
     images: str = "world"
     count: int | None = None
     prompt_sets: tuple[str, ...] = ("null", "copy", "empty")
+    editors: tuple[str, ...] = (PIPELINE,)
     negative_prompt: str = ""
     strengths: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4)
     num_inference_steps: tuple[int, ...] = (15,)
@@ -79,10 +87,11 @@ class Drift:
     def __post_init__(self) -> None:
         for field in ("strengths", "guidance_scale"):  # 5 and 5.0 are one setting, and must be one cell
             object.__setattr__(self, field, tuple(float(value) for value in getattr(self, field)))
-        for name in self.prompt_sets:
-            if name not in PROMPT_SETS:
-                raise unknown("prompt set", name, PROMPT_SETS)
-        for field in ("prompt_sets", "strengths", "num_inference_steps", "guidance_scale", "resolution", "seeds"):
+        for kind, named, known in (("prompt set", self.prompt_sets, PROMPT_SETS), ("editor", self.editors, EDITORS)):
+            for name in named:
+                if name not in known:
+                    raise unknown(kind, name, known)
+        for field in ("prompt_sets", "editors", "strengths", "num_inference_steps", "guidance_scale", "resolution", "seeds"):
             values = getattr(self, field)
             if not values:
                 raise UserError(f"drift needs at least one value in '{field}'")
@@ -104,12 +113,19 @@ class Drift:
     def _check_numbers(self) -> None:
         if any(not math.isfinite(scale) or scale < 0 for scale in self.guidance_scale):
             raise UserError("guidance_scale must be a finite number of at least 0 (1 turns guidance off)")
+        if "null-text" in self.editors and min(self.guidance_scale) <= 1:
+            raise UserError("the editor 'null-text' tunes what guidance pushes away from: raise guidance_scale above 1, or leave it out")
         if any(size < 0 or size % 8 for size in self.resolution):
             raise UserError("resolution must be a multiple of 8 pixels, or 0 for the pipeline's own")
         if self.count is not None and self.count < 1:
             raise UserError("count must be at least 1")
         if not 0 < self.level < 1 or not self.tolerance > 0:
             raise UserError("level must lie between 0 and 1 (0.95 is usual), and tolerance above 0")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """A codec, and what its editors need."""
+        return frozenset({"codec"}).union(*map(needs_of, self.editors))
 
     @classmethod
     def preset(cls, budget: Literal["quick", "standard", "paper"]) -> Drift:
@@ -121,21 +137,24 @@ class Drift:
         return cls(count=10_000, prompt_sets=("null",), strengths=(0.4,), keep_images=64)
 
     def suited(self, model: Model) -> Drift:
-        """This probe without what the model has no axis for: one strength, 1, where its pipeline ignores strength."""
-        return self if model.editor is None or model.editor.strength_axis else replace(self, strengths=(1.0,))
+        """This probe without editors that the model cannot have; with one strength, 1, where its pipeline ignores strength."""
+        able = tuple(name for name in self.editors if needs_of(name) <= model.capabilities) or self.editors
+        axis = model.editor is None or model.editor.strength_axis or PIPELINE not in able
+        return replace(self, editors=able, strengths=self.strengths if axis else (1.0,))
 
     def check(self, model: Model) -> None:
-        """Raise UserError where this model cannot be asked: no strength axis, or a strength that runs no step by its own rule."""
-        assert model.editor is not None
-        if not model.editor.strength_axis and self.strengths != (1.0,):
+        """Raise UserError where this model cannot be asked: no strength axis, a strength that runs no step, nothing that can be tuned."""
+        if PIPELINE in self.editors and model.editor is not None and not model.editor.strength_axis and self.strengths != (1.0,):
             raise UserError(
                 f"{model.name} has no strength axis (its pipeline ignores `strength` and starts from pure noise), so a sweep would measure "
                 "one level many times: set strengths to [1.0], or drop the drift probe for it"
             )
         for strength in self.strengths:
             for steps in self.num_inference_steps[: 1 if self.equal_start else None]:
-                if model.editor.level(strength, steps).steps < 1:
+                if level_of(model, strength, steps).steps < 1:
                     raise UserError(f"strength {strength} runs no step of {steps} on {model.name}: raise either")
+        if "null-text" in self.editors and model.condition is not None:
+            check_optimisable(model.condition([""]), max(self.guidance_scale))
 
     def plan(self) -> Iterator[Originals | DecoderNoise | Edits]:
         """All cells, the cells of the same images together."""
@@ -149,15 +168,20 @@ class Drift:
                 originals = Originals(chunk, resolution or None, self.measured, keep=start < self.keep_images, gain=self.budget)
                 yield originals
                 for seed, steps, strength in product(self.seeds, self.num_inference_steps, self.strengths):
-                    yield from self._at_level(originals, self._seeds(seed, start, len(chunk)), steps, strength)
+                    # An inversion draws nothing: it is the same for every seed.
+                    editors = self.editors if seed == self.seeds[0] else tuple(name for name in self.editors if name == PIPELINE)
+                    yield from self._at_level(originals, self._seeds(seed, start, len(chunk)), steps, strength, editors)
 
-    def _at_level(self, originals: Originals, seeds: tuple[int, ...], steps: int, strength: float) -> Iterator[DecoderNoise | Edits]:
+    def _at_level(
+        self, originals: Originals, seeds: tuple[int, ...], steps: int, strength: float, editors: tuple[str, ...]
+    ) -> Iterator[DecoderNoise | Edits]:
         reference = self.num_inference_steps[0] if self.equal_start and len(self.num_inference_steps) > 1 else None
-        if self.budget:
+        if self.budget and PIPELINE in editors:
             yield DecoderNoise(originals, strength, steps, reference, seeds)
-        for scale, group in product(self.guidance_scale, self.prompt_sets):
+        for editor, scale, group in product(editors, self.guidance_scale, self.prompt_sets):
             for prompt in PROMPT_SETS[group]:
-                yield Edits(originals, group, prompt, self.negative_prompt, strength, steps, reference, scale, seeds, self.budget)
+                asked = (originals, group, prompt, self.negative_prompt, strength, steps, reference, scale, seeds, self.budget)
+                yield Edits(*asked, editor)
 
     def _seeds(self, seed: int, start: int, n: int) -> tuple[int, ...]:
         return (seed,) * n if self.same_seed else tuple(range(seed + start, seed + start + n))
@@ -177,5 +201,4 @@ class Drift:
         return comparables(self._asked(), records)
 
     def _asked(self) -> Asked:
-        order = {name: getattr(self, name) for name in SETTING[1:]}
-        return Asked({"prompt_set": self.prompt_sets, **order}, self.level, self.tolerance)
+        return Asked({column: getattr(self, name) for column, name in _LISTS.items()}, self.level, self.tolerance)

@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from diffprobe.measures.drift import Levels, Selection, StrengthBudget
+from diffprobe.measures.drift import Factors, Levels, Selection, StrengthBudget
 from diffprobe.measures.stats import Estimate
+from diffprobe.probes.drift.editors import PIPELINE
 
 PURE_NOISE = 1000.0  # a noise-to-signal ratio from which on a level says nothing about the image
 LOOKS = ("cosine:", "lpips:")  # how the columns of distances begin that instruments give
 Array = npt.NDArray[np.float64]
-SETTING = ("prompt_set", "guidance_scale", "num_inference_steps", "resolution")
+SETTING = ("prompt_set", "editor", "guidance_scale", "num_inference_steps", "resolution")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class Slice:
     setting: dict[str, str | float | int]
     rows: pd.DataFrame
     levels: pd.DataFrame  # requested_strength (index), strength, steps, alpha, sigma
+
+    @property
+    def inverts(self) -> bool:
+        """Whether its editor climbs to its level without noise, so that there is none whose share could be left."""
+        return self.setting["editor"] != PIPELINE
 
     def matrix(self, metric: str) -> Array:
         """[images, levels], nan where no sample counts."""
@@ -68,6 +74,11 @@ class Summary:
     @property
     def main(self) -> Slice:
         return self.slices[0]
+
+    @property
+    def factors(self) -> tuple[str, ...]:
+        """The factors of the linear part of the main slice that mean something there."""
+        return ("alignment",) if self.main.inverts else Factors._fields
 
 
 def slices(asked: Asked, edits: pd.DataFrame) -> Iterator[Slice]:

@@ -154,25 +154,25 @@ def _differences(slices: Sequence[Slice], level: float) -> Iterator[Estimate]:
 
 
 def _budget(main: Slice, originals: pd.DataFrame, records: Records) -> pd.DataFrame:
-    """One row an image and strength of the main slice: the parts of its drift, and the factors of the linear part."""
-    if "total" not in main.rows or "DecoderNoise" not in records:
+    """One row an image and strength of the main slice: the parts of its drift, and the factors of the linear part.
+
+    What an inversion moves is set against no noise, so that of an inverting slice only the parts and the alignment are there.
+    """
+    if "total" not in main.rows or not (main.inverts or "DecoderNoise" in records):
         return pd.DataFrame()
-    noise = records["DecoderNoise"].to_pandas()
     rows = main.rows.merge(originals[["image", "gain", "shape"]].drop_duplicates("image"), on="image")
-    rows = rows.merge(
-        noise[["image", "seed", "strength", "num_inference_steps", "decoder_only"]].drop_duplicates(
-            ["image", "seed", "strength", "num_inference_steps"]
-        ),
-        on=["image", "seed", "strength", "num_inference_steps"],
-        how="left",
-    )
+    parts = ["total", "floor", "move", "cross", "linear"]
+    if not main.inverts:
+        at = ["image", "seed", "strength", "num_inference_steps"]
+        noise = records["DecoderNoise"].to_pandas()
+        rows = rows.merge(noise[[*at, "decoder_only"]].drop_duplicates(at), on=at, how="left")
+        parts = [*parts, "decoder_only"]
     if rows.empty:
         return rows
     dims = int(np.prod(rows["shape"].iloc[0]))
     found = factors(rows["linear"], rows["energy"], rows["sigma"] ** 2, rows["gain"], dims)
     rows = rows.assign(**dict(zip(Factors._fields, found, strict=True)))
-    columns = ["total", "floor", "move", "cross", "linear", "decoder_only", *Factors._fields]
-    return rows.groupby(["image", "requested_strength"])[columns].mean().reset_index()
+    return rows.groupby(["image", "requested_strength"])[[*parts, *Factors._fields]].mean().reset_index()
 
 
 def _shares(summary: Summary) -> Iterator[Estimate]:
@@ -183,11 +183,12 @@ def _shares(summary: Summary) -> Iterator[Estimate]:
     for strength, rows in summary.budget.groupby("requested_strength"):
         facets = main.facets(float(strength))
         for part in ("total", "floor", "move", "cross", "linear", "decoder_only"):
-            yield mean(f"budget_{part}", rows[part], level, facets)
+            if part in rows:
+                yield mean(f"budget_{part}", rows[part], level, facets)
         pairs = rows[["floor", "total"]].dropna().to_numpy()
         if len(pairs):
             yield estimated("drift", "floor_share", bootstrap(pairs, _ratio_of_means, level=level), len(pairs), facets)
-        for factor in Factors._fields[1:]:
+        for factor in (name for name in summary.factors if name != "decoder"):
             logs = np.log(rows[factor][rows[factor] > 0])
             found = bootstrap(logs, level=level) if len(logs) > 1 else Interval(np.nan, np.nan, np.nan)
             yield estimated("drift", factor, Interval(*(float(np.exp(part)) for part in found)), len(logs), facets)
@@ -195,7 +196,7 @@ def _shares(summary: Summary) -> Iterator[Estimate]:
 
 def _attributed(summary: Summary) -> Iterator[Estimate]:
     """How much of the variance of the linear drift's logarithm, over images and levels, each of its factors accounts for."""
-    if summary.budget.empty:
+    if summary.budget.empty or len(summary.factors) < 2:
         return
     logs = summary.budget.set_index(["image", "requested_strength"])[list(Factors._fields)]
     logs = np.log(logs.where(logs > 0)).unstack().dropna()

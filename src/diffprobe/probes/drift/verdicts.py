@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 
 from diffprobe.measures.drift import HYPOTHESES
 from diffprobe.measures.stats import Estimate
+from diffprobe.probes.drift.editors import TOLD
 from diffprobe.probes.drift.slices import Summary
 
 _SURE = 0.8  # share of resamples from which a law is called supported
+_FLAT = 1.1  # the ratio of the highest level's drift to the lowest's below which no law is worth a name
 
 
 def sentences(summary: Summary, estimates: Sequence[Estimate]) -> Iterator[str]:
@@ -18,6 +20,7 @@ def sentences(summary: Summary, estimates: Sequence[Estimate]) -> Iterator[str]:
     yield from _size(summary, at_top, top)
     yield from _parts(at_top, top)
     yield from _law(summary)
+    yield from _other_laws(summary, estimates)
     yield from _allowed(summary)
     yield from _settings(summary, estimates, top)
     yield from _uncounted(estimates)
@@ -29,8 +32,9 @@ def _size(summary: Summary, at_top: dict[str, Estimate], top: float) -> Iterator
         yield f"At strength {top:g} no edit counts: see the flags below."
         return
     name = summary.main.setting["prompt_set"]
+    editor = f"the inversion by {summary.main.setting['editor']}" if summary.main.inverts else "the pipeline"
     yield (
-        f"Told to change nothing ({name} prompts), the pipeline at strength {top:g} returns images at {psnr.value:.1f} dB "
+        f"Told to change nothing ({name} prompts), {editor} at strength {top:g} returns images at {psnr.value:.1f} dB "
         f"from the original (mean squared error {_told(mse)}, {mse.n} images)."
     )
 
@@ -40,12 +44,15 @@ def _parts(at_top: dict[str, Estimate], top: float) -> Iterator[str]:
     if share is not None and share.value is not None:
         yield f"Of that error, {share.value:.0%} ({_percent(share)}) is the autoencoder's own round trip; the rest is the edit."
     contraction, alignment = at_top.get("contraction"), at_top.get("alignment")
-    if contraction and alignment and contraction.value is not None and alignment.value is not None:
-        way = "more" if alignment.value > 1 else "less"
-        yield (
-            f"The denoiser leaves {contraction.value:.0%} of the energy of the noise it was given at strength {top:g}, and what it leaves "
-            f"is amplified {max(alignment.value, 1 / alignment.value):.2g} times {way} by the decoder than noise of the same energy."
-        )
+    if alignment is None or alignment.value is None:
+        return
+    way = "more" if alignment.value > 1 else "less"
+    amplified = f"is amplified {max(alignment.value, 1 / alignment.value):.2g} times {way} by the decoder than noise of the same energy."
+    if contraction is None:
+        yield f"What it moves in the latent at strength {top:g} {amplified}"
+    elif contraction.value is not None:
+        left = f"{contraction.value:.0%} of the energy of the noise it was given at strength {top:g}"
+        yield f"The denoiser leaves {left}, and what it leaves {amplified}"
 
 
 def _law(summary: Summary) -> Iterator[str]:
@@ -64,6 +71,22 @@ def _law(summary: Summary) -> Iterator[str]:
     yield f"{firmness} the law {law}{rest}."
 
 
+def _other_laws(summary: Summary, estimates: Sequence[Estimate]) -> Iterator[str]:
+    """The law of each other editor, all else being as in the main setting, where its drift grows with the level at all."""
+    for part in summary.slices[1:]:
+        if part.setting != {**summary.main.setting, "editor": part.setting["editor"]}:
+            continue
+        known, told = part.setting.items() | {("metric", "mse")}, TOLD[str(part.setting["editor"])]
+        means = [e for e in summary.means if e.quantity == "mse" and e.value and part.setting.items() <= e.facets.items()]
+        laws = [e for e in estimates if e.quantity == "kernel_share" and e.value is not None and known <= e.facets.items()]
+        if len(means) > 1 and (means[-1].value or 0) < _FLAT * (means[0].value or 0):
+            yield f"By {told} the drift hardly grows with the level: {_told(means[0])} at the lowest, {_told(means[-1])} at the highest."
+        elif laws:
+            best = max(laws, key=lambda e: e.value or 0)
+            law = f"{HYPOTHESES[str(best.facets['law'])].formula} ({best.facets['law']}; best in {best.value:.0%} of resamples)"
+            yield f"By {told} the law that predicts best is {law}."
+
+
 def _allowed(summary: Summary) -> Iterator[str]:
     allowed, tolerance = summary.allowed, summary.asked.tolerance
     if allowed is None:
@@ -80,14 +103,13 @@ def _allowed(summary: Summary) -> Iterator[str]:
 def _settings(summary: Summary, estimates: Sequence[Estimate], top: float) -> Iterator[str]:
     for e in estimates:
         if e.quantity == "mse_difference" and e.facets.get("strength") == top and e.value is not None and e.lo is not None:
-            told = ", ".join(
-                f"{n.removeprefix('than_').replace('_', ' ')} {e.facets[n.removeprefix('than_')]} against {v}"
-                for n, v in e.facets.items()
-                if n.startswith("than_")
-            )
+            against = {name.removeprefix("than_"): value for name, value in e.facets.items() if name.startswith("than_")}
+            told = ", ".join(f"{name.replace('_', ' ')} {e.facets[name]} against {value}" for name, value in against.items())
+            if set(against) == {"editor"}:
+                told = f"{TOLD[str(e.facets['editor'])]} instead of {TOLD[str(against['editor'])]}, from the same level and image by image"
             p = float(e.facets["p_holm"])
             way = "no clear difference" if p > 0.05 else "more drift" if e.value > 0 else "less drift"
-            yield f"{told.capitalize()}: {way} at strength {top:g} (difference {_told(e)}, p {p:.2g} after Holm)."
+            yield f"{told[0].upper()}{told[1:]}: {way} at strength {top:g} (difference {_told(e)}, p {p:.2g} after Holm)."
 
 
 def _uncounted(estimates: Sequence[Estimate]) -> Iterator[str]:

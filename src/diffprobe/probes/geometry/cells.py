@@ -18,9 +18,9 @@ from diffprobe.measures import similarity
 from diffprobe.model import Model, Rig
 from diffprobe.probes.base import Cell, Cost
 from diffprobe.probes.geometry.descriptors import NUMBERS, Described, How, describe
-from diffprobe.probes.geometry.maps import encoded, native, sample
+from diffprobe.probes.geometry.maps import sample
 from diffprobe.probes.geometry.places import Place, plane
-from diffprobe.probes.looks import LOSSLESS, decode, features, flaw, vectors, webp
+from diffprobe.probes.looks import LOSSLESS, decode, encoded, features, flaw, native, vectors, webp
 
 _HELD = "geometry.checkpoint"
 _READ = frozenset({"codec", "denoiser", "path", "condition"})  # what is measured of a model

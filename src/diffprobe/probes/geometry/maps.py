@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffprobe.measures.geometry import Map
-from diffprobe.model import Codec, Denoiser, Model, Rig
+from diffprobe.model import Codec, Denoiser, Model
 from diffprobe.paths import NoisePath
 from diffprobe.probes.geometry.settings import Field
 from diffprobe.sampling import Guidance, State, final, guided, start, step, trajectory
@@ -21,21 +21,6 @@ def decoder(model: Model) -> Map:
     """The model's decoder from latents in the denoiser's scale to images in [-1, 1], unclamped."""
     codec = _codec(model)
     return lambda z: 2 * codec.decode(z) - 1
-
-
-def native(model: Model) -> int:
-    """The side in pixels of the images that the model's codec gives for one of its latents."""
-    if model.editor is not None:
-        return model.editor.size
-    assert model.shape is not None
-    with torch.no_grad():
-        return int(_codec(model).decode(torch.zeros(1, *model.shape, device=model.device)).shape[-1])
-
-
-def encoded(rig: Rig, model: Model, seen: Tensor) -> Tensor:
-    """Latents of images [B, 3, H, W], float32 on the CPU."""
-    with torch.no_grad():
-        return torch.cat([_codec(model).encode(part).float().cpu() for part in seen.split(rig.batch_size)])
 
 
 def sample(model: Model, prompt: str, seeds: Sequence[int], num_inference_steps: int, guidance_scale: float) -> Tensor:

@@ -20,9 +20,9 @@ from diffprobe.measures.geometry import Map
 from diffprobe.measures.geometry.directions import haar
 from diffprobe.model import Model, Rig
 from diffprobe.probes.base import Cell, Cost
-from diffprobe.probes.geometry.maps import ROLE, chain, decoder, drawn, encoded, field_map, native, unit
+from diffprobe.probes.geometry.maps import ROLE, chain, decoder, drawn, field_map, unit
 from diffprobe.probes.geometry.settings import Field
-from diffprobe.probes.looks import decode, resized
+from diffprobe.probes.looks import decode, encoded, native, resized
 from diffprobe.sampling import State
 
 

@@ -1,0 +1,379 @@
+"""Inversion against Gaussians, whose probability flow is closed, against its own inverse, and against the deployed schedulers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from math import inf, nan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMInverseScheduler, FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from diffprobe import rng
+from diffprobe.adapters.exact import exact_model, exact_world
+from diffprobe.adapters.load import load
+from diffprobe.errors import UserError
+from diffprobe.inversion import Inversion, ascend, climb, invert, replay
+from diffprobe.model import Denoiser, Model
+from diffprobe.paths import NoisePath, RectifiedFlow, VarianceExploding, VariancePreserving
+from diffprobe.sampling import Guidance, final, guided, step, trajectory
+from tests.test_sampling import SD, bent, flow_to, gaussian
+
+TO_DATA = VariancePreserving(SD.alphas_cumprod, end=-1.0)
+NO_SIGNAL = VariancePreserving((*SD.alphas_cumprod[:-1], 0.0), offset=999)  # zero terminal SNR
+PATHS: list[NoisePath] = [SD, TO_DATA, VarianceExploding(), RectifiedFlow(), RectifiedFlow(shift=3.0, spacing="solver")]
+
+
+def curved(path: NoisePath) -> Denoiser:
+    """A denoiser without symmetry that says x itself where there is no noise, so that its steps can be undone."""
+
+    def denoiser(x: Tensor, t: Tensor | float, cond: Any = None) -> Tensor:
+        a, s = path.alpha(t), path.sigma(t)
+        return gaussian(path)(x, t) + 0.3 * s / (a + s) * torch.tanh(3 * x / (a + s) + a)
+
+    return denoiser
+
+
+def data(model: Model, count: int) -> Tensor:
+    """Latents of an exact world, from its own distribution."""
+    assert model.shape is not None
+    drawn = exact_world(model.name.removeprefix("exact:")).mixture.sample(range(count))[0]
+    return drawn.float().view(-1, *model.shape)
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+@pytest.mark.parametrize(("path", "n"), [(SD, 400), (TO_DATA, 400), (RectifiedFlow(), 400), (VarianceExploding(), 4000)])
+def test_many_steps_follow_the_probability_flow(path: NoisePath, n: int) -> None:
+    x, times = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None], path.levels(n)
+    *_, last = climb(gaussian(path), path, x, times)
+    scale = (path.alpha(times[0]).square() + path.sigma(times[0]).square()).sqrt()
+    assert torch.allclose(last.x / scale, flow_to(path, times[0], path.end, x) / scale, atol=0.04)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_error_of_plain_inversion_falls_as_one_over_the_steps(path: NoisePath) -> None:
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    low, high = float(path.time(0.1)), float(path.time(3.0))
+    errors = []
+    for n in (200, 400, 800):
+        found = x
+        for s, t in itertools.pairwise(np.linspace(low, high, n + 1).tolist()):
+            found = ascend(path, (s, t), found, gaussian(path)(found, t), found)
+        errors.append(apart(found, flow_to(path, high, low, x)))
+    orders = [np.log2(a / b) for a, b in itertools.pairwise(errors)]
+    assert orders == pytest.approx([1, 1], abs=0.05)
+
+
+@pytest.mark.parametrize("path", [*PATHS, NO_SIGNAL])
+@pytest.mark.parametrize("denoiser", [gaussian, curved, bent])
+def test_where_the_guess_is_right_the_step_is_undone(path: NoisePath, denoiser: Callable[[NoisePath], Denoiser]) -> None:
+    x = rng.normal((40,), "test", [0, 1]).double()
+    for s, t in itertools.pairwise(path.levels(6)[::-1]):
+        x0 = denoiser(path)(x, t)
+        assert torch.allclose(ascend(path, (s, t), step(path, (s, t), x, x0), x0, x), x, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("path", [*PATHS, NO_SIGNAL])
+def test_a_settled_fixed_point_is_undone_to_rounding(path: NoisePath) -> None:
+    x, times = rng.normal((40,), "test", [0, 1]), path.levels(20)
+    errors = []
+    for kind, iterations in ((torch.float64, 30), (torch.float32, 30), (torch.float64, 0)):
+        *_, last = climb(curved(path), path, x.to(kind), times, iterations=iterations)
+        assert last.x.dtype == kind
+        errors.append(apart(final(trajectory(curved(path), path, last.x, times)), x))
+    assert errors[0] < 1e-6
+    assert errors[1] < 1e-3
+    assert errors[2] > 0.01
+
+
+@pytest.mark.parametrize("path", [*PATHS, NO_SIGNAL])
+def test_a_climb_retraces_the_way_down_state_by_state(path: NoisePath) -> None:
+    times = path.levels(12)
+    scale = (path.alpha(times[0]).square() + path.sigma(times[0]).square()).sqrt()
+    down = list(trajectory(curved(path), path, scale * rng.normal((30,), "test", [3, 4]).double(), times))
+    up = list(climb(curved(path), path, down[-1].x, times, iterations=30))
+    assert [state.step for state in up] == list(range(13))
+    assert [state.t for state in up] == [state.t for state in down][::-1]
+    for rising, falling in zip(up, reversed(down), strict=True):
+        assert torch.allclose(rising.x, falling.x, rtol=1e-6, atol=1e-6)
+    assert torch.allclose(up[-1].x0, down[0].x0, rtol=1e-6, atol=1e-6)
+
+
+def test_iterations_are_counted_and_what_they_move_is_told() -> None:
+    calls: list[float] = []
+
+    def counted(x: Tensor, t: Tensor | float, cond: Any = None) -> Tensor:
+        calls.append(float(t))
+        return curved(SD)(x, t, cond)
+
+    x, times = rng.normal((40,), "test", [0, 1]).double(), SD.levels(8)
+    plain = list(climb(counted, SD, x, times))
+    assert calls == list(times[::-1])
+    assert all(bool(state.moved.isnan().all()) for state in plain)
+    moved = []
+    for iterations in (1, 2, 4, 8):
+        calls.clear()
+        states = list(climb(counted, SD, x, times, iterations=iterations))
+        assert len(calls) == 8 * (1 + iterations)
+        moved.append(torch.stack([state.moved for state in states[1:]]).amax(0))
+    assert all(bool((later < 0.7 * earlier).all()) for earlier, later in itertools.pairwise(moved))
+    calls.clear()
+    next(climb(counted, SD, x, times))
+    assert not calls
+
+
+def test_a_fixed_point_that_does_not_settle_says_so() -> None:
+    """A network that turns and stretches what it sees more than any step forgives."""
+    turn = 9 * torch.linalg.qr(rng.normal((40, 40), "test.turn", [0])[0].double()).Q
+
+    def wild(x: Tensor, t: Tensor | float, cond: Any = None) -> Tensor:
+        return torch.tanh(x @ turn) * (1 + x.abs())
+
+    states = list(climb(wild, SD, rng.normal((40,), "test", [0, 1]).double(), SD.levels(5), iterations=20))
+    assert bool((torch.stack([state.moved for state in states[1:]]).amax(0) > 0.05).all())
+
+
+@pytest.mark.parametrize("set_alpha_to_one", [False, True])
+@pytest.mark.parametrize("n", [10, 50])
+def test_the_climb_is_that_of_the_inverse_ddim_scheduler(n: int, set_alpha_to_one: bool) -> None:
+    """diffusers' own loop, in which the network sees the level climbed to and the x below it; all levels, the first and last too."""
+    path = TO_DATA if set_alpha_to_one else SD
+    scheduler = DDIMInverseScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        set_alpha_to_one=set_alpha_to_one,
+        steps_offset=1,
+    )
+    scheduler.set_timesteps(n)
+    theirs = rng.normal((4, 8, 8), "test", [3])
+    states = list(climb(bent(path), path, theirs, path.levels(n)))
+    assert len(scheduler.timesteps) == len(states) - 1
+    for state, t in zip(states[1:], scheduler.timesteps, strict=True):
+        assert float(t) == state.t
+        eps = (theirs - path.alpha(t) * bent(path)(theirs, t)) / path.sigma(t)
+        theirs = scheduler.step(eps, t, theirs).prev_sample
+        assert torch.allclose(state.x, theirs, atol=2e-5)
+
+
+def test_a_climb_of_a_flow_is_undone_by_the_deployed_euler_scheduler() -> None:
+    """A velocity that depends on the time alone: what was climbed is come down by the scheduler to where it began."""
+    path, n = RectifiedFlow(shift=3.0), 12
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(n)
+
+    def velocity(t: Tensor | float) -> Tensor:
+        return (1 + torch.cos(7 * torch.as_tensor(t, dtype=torch.float32))) * torch.arange(6)
+
+    start = rng.normal((6,), "test", [3, 5])
+    *_, last = climb(lambda x, t, cond=None: x - float(t) * velocity(t), path, start, path.levels(n))
+    x = last.x
+    for t, sigma in zip(scheduler.timesteps, scheduler.sigmas[:-1], strict=True):
+        x = scheduler.step(velocity(sigma), t, x).prev_sample
+    assert torch.allclose(x, start, atol=1e-5)
+    assert apart(last.x, start) > 0.5
+
+
+@pytest.mark.parametrize("name", ["gaussian", "gmm", "hierarchical", "gmm@ve", "gmm@flow"])
+def test_an_exact_world_comes_back(name: str) -> None:
+    """Nearly by itself, and to rounding with the fixed point."""
+    model = exact_model(name)
+    z, prompts = data(replace(model, name=f"exact:{name.partition('@')[0]}"), 12), ["class 0"] * 12
+    errors = []
+    for how in (Inversion(num_inference_steps=20), Inversion("fixed-point", 20, iterations=20)):
+        found = invert(model, z, prompts, how)
+        assert found.latents.dtype == torch.float32
+        assert found.latents.shape == z.shape
+        assert found.nothing is None
+        errors.append(apart(replay(model, found.latents, prompts, how), z))
+    assert bool((found.residual < 1e-4).all())
+    assert errors[1] < 1e-3 < errors[0]
+
+
+def test_what_is_inverted_looks_like_the_noise_of_its_world() -> None:
+    """Data of a Gaussian world rise to Gaussians of the level's own variance, direction by direction."""
+    model, n = exact_model("gaussian"), 1000
+    assert model.path is not None
+    found = invert(model, data(model, n), [""] * n, Inversion(num_inference_steps=500)).latents.flatten(1).double()
+    variances, t = exact_world("gaussian").mixture.variances[0], model.path.levels(500)[0]
+    expected = model.path.alpha(t).square() * variances + model.path.sigma(t).square()
+    wide = variances >= 0.05  # the narrowest lie within the first steps
+    assert torch.allclose(found.var(0)[wide], expected[wide], rtol=0.2)
+
+
+def test_guidance_on_the_way_up_is_that_of_the_way_down() -> None:
+    model = exact_model("gmm")
+    assert model.denoiser is not None
+    assert model.path is not None
+    assert model.condition is not None
+    z, prompts = data(model, 8), ["class 2"] * 8
+    how = Inversion("fixed-point", 12, guidance_scale=1.5, negative_prompt="class 0", iterations=15)
+    found = invert(model, z, prompts, how)
+    pushed = guided(model.denoiser, model.path, Guidance(1.5, negative=model.condition(["class 0"] * 8)))
+    *_, last = climb(pushed, model.path, z, model.path.levels(12), cond=model.condition(prompts), iterations=15)
+    assert torch.equal(found.latents, last.x)
+    assert bool((found.residual < 1e-4).all())
+    assert apart(replay(model, found.latents, prompts, how, guidance_scale=1.5), z) < 1e-3
+    assert apart(replay(model, found.latents, prompts, how, guidance_scale=1.0), z) > 0.05
+
+
+def test_negative_prompt_inversion_knows_no_guidance() -> None:
+    """The prompt stands on both sides, and what guidance adds is nothing, at every scale."""
+    model = exact_model("gmm")
+    assert model.denoiser is not None
+    assert model.path is not None
+    assert model.condition is not None
+    z, prompts, how = data(model, 6), ["class 2"] * 6, Inversion("negative-prompt", 20, guidance_scale=7.5)
+    found = invert(model, z, prompts, how)
+    assert torch.equal(found.latents, invert(model, z, prompts, Inversion("ddim", 20)).latents)
+    back = replay(model, found.latents, prompts, how, guidance_scale=7.5)
+    both = guided(model.denoiser, model.path, Guidance(7.5, negative=model.condition(prompts)))
+    assert torch.equal(back, final(trajectory(both, model.path, found.latents, model.path.levels(20), cond=model.condition(prompts))))
+    assert apart(back, z) < 0.3 * apart(replay(model, found.latents, prompts, Inversion("ddim", 20), guidance_scale=7.5), z)
+
+
+@pytest.mark.parametrize("method", ["ddim", "fixed-point"])
+def test_a_row_is_the_same_in_any_batch(method: str) -> None:
+    model, how = exact_model("gmm"), Inversion(method, 12, guidance_scale=3.0)
+    z, prompts = data(model, 5), [f"class {i % 4}" for i in range(5)]
+    whole = invert(model, z, prompts, how)
+    turned = invert(model, z.flip(0), prompts[::-1], how)
+    assert torch.allclose(turned.latents.flip(0), whole.latents, atol=1e-5)
+    for row in range(5):
+        alone = invert(model, z[row : row + 1], prompts[row : row + 1], how)
+        assert torch.allclose(alone.latents[0], whole.latents[row], atol=1e-5)
+        back = [replay(model, x, prompts[row : row + 1], how, guidance_scale=3.0) for x in (alone.latents, whole.latents[row : row + 1])]
+        assert torch.allclose(*back, atol=1e-5)
+
+
+def test_a_row_that_is_not_finite_stays_so_and_touches_no_other() -> None:
+    model, how = exact_model("gaussian"), Inversion("fixed-point", 8)
+    z = data(model, 3)
+    whole = invert(model, z, [""] * 3, how)
+    z[1, 0, 2, 2] = nan
+    found = invert(model, z, [""] * 3, how)
+    assert found.latents.flatten(1).isfinite().all(1).tolist() == [True, False, True]
+    assert found.residual.isnan().tolist() == [False, True, False]
+    assert torch.equal(found.latents[[0, 2]], whole.latents[[0, 2]])
+    assert replay(model, found.latents, [""] * 3, how).flatten(1).isfinite().all(1).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("family", ["sd", "sd3", "flow", "edm"])
+def test_deployed_families_come_back(family: str, pipelines: Callable[[str], Path]) -> None:
+    model = load(str(pipelines(family)), device="cpu")
+    assert model.shape is not None
+    z, prompts = 0.5 * rng.normal((model.shape[0], 8, 8), "test", [0, 1]), ["a red star", "b"]  # sides may be others than the native ones
+    plain, settled = Inversion(num_inference_steps=12), Inversion("fixed-point", 12, iterations=12)
+    errors = [apart(replay(model, invert(model, z, prompts, how).latents, prompts, how), z) for how in (plain, settled)]
+    assert errors[1] < 2e-3
+    assert errors[1] < 0.1 * errors[0]
+
+
+def test_half_precision_rounds_inside_the_network_alone(pipelines: Callable[[str], Path]) -> None:
+    full, half = (load(str(pipelines("sd")), device="cpu", torch_dtype=kind) for kind in ("float32", "bfloat16"))
+    z = rng.normal((4, 16, 16), "test", [0, 1])
+    found = [invert(model, z, ["a", "b"], Inversion(num_inference_steps=4)).latents for model in (full, half)]
+    assert found[1].dtype == torch.float32
+    assert 0 < apart(*found) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"method": "ddm"}, "did you mean 'ddim'"),
+        ({"num_inference_steps": 0}, "num_inference_steps 0 must be at least 1"),
+        ({"guidance_scale": inf}, "guidance_scale must be a finite number"),
+        ({"guidance_scale": -1.0}, "guidance_scale must be a finite number"),
+        ({"iterations": -1}, "iterations -1 must be at least 0"),
+    ],
+)
+def test_bad_settings(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        Inversion(**settings)
+
+
+def test_what_it_costs() -> None:
+    """Evaluations a sample and step, as counted."""
+    model, calls = exact_model("gmm"), list[float]()
+    exact = model.denoiser
+    assert exact is not None
+
+    def counted(x: Tensor, t: Tensor | float, cond: Any = None) -> Tensor:
+        calls.append(float(t))
+        return exact(x, t, cond)
+
+    z = data(model, 2)
+    for how in (Inversion("ddim", 5), Inversion("ddim", 5, 3.0), Inversion("fixed-point", 5, 3.0), Inversion("negative-prompt", 5, 3.0)):
+        calls.clear()
+        invert(replace(model, denoiser=counted), z, [""] * 2, how)
+        assert len(calls) == 5 * how.evaluations
+    assert Inversion("null-text").evaluations == 33
+
+
+@pytest.mark.parametrize("lacking", ["denoiser", "path", "condition"])
+def test_a_model_that_lacks_a_part_is_told(lacking: str) -> None:
+    model = replace(exact_model("gaussian"), **{lacking: None})  # type: ignore[arg-type]
+    for act in (invert, replay):
+        with pytest.raises(UserError, match=f"exact:gaussian has no {lacking}: choose another model"):
+            act(model, torch.zeros(1, 1, 8, 8), [""], Inversion())
+
+
+@pytest.mark.parametrize(
+    ("latents", "prompts", "times", "told"),
+    [
+        (torch.zeros(2, 1, 8, 8), [""], None, "2 latents and 1 prompts"),
+        (torch.zeros(2, 3, 8, 8), ["", ""], None, r"latents \[2, 3, 8, 8\] are not exact:gaussian's \[B, 1, 8, 8\]"),
+        (torch.zeros(1, 8, 8), [""], None, "are not exact:gaussian's"),
+        (torch.full((2, 1, 8, 8), nan), ["", ""], None, "no latent is finite"),
+        (torch.zeros(0, 1, 8, 8), [], None, "no latent is finite"),
+        (torch.zeros(1, 1, 8, 8), [""], (1.0, 67.0), "fall strictly"),
+        (torch.zeros(1, 1, 8, 8), [""], (), "one or more"),
+    ],
+)
+def test_bad_input(latents: Tensor, prompts: list[str], times: tuple[float, ...] | None, told: str) -> None:
+    for act in (invert, replay):
+        with pytest.raises(UserError, match=told) as caught:
+            act(exact_model("gaussian"), latents, prompts, Inversion(num_inference_steps=5), times=times)
+        assert "\n" not in str(caught.value)
+
+
+def test_more_steps_than_the_path_has_levels() -> None:
+    with pytest.raises(UserError, match="num_inference_steps: 2000 steps: choose at least 1 and at most 1000"):
+        invert(exact_model("gaussian"), torch.zeros(1, 1, 8, 8), [""], Inversion(num_inference_steps=2000))
+
+
+def test_pure_noise_under_a_network_that_predicts_noise_cannot_be_climbed_to() -> None:
+    """At alpha 0 its x0 is no number; one that predicts v or x0 has an answer there, and is inverted."""
+    model = replace(exact_model("gaussian"), path=NO_SIGNAL, name="zero-snr")
+
+    def of_noise(x: Tensor, t: Tensor | float, cond: Any = None) -> Tensor:
+        eps = (x - NO_SIGNAL.alpha(t) * gaussian(NO_SIGNAL)(x, t)) / NO_SIGNAL.sigma(t)
+        return ((x - NO_SIGNAL.sigma(t) * eps) / NO_SIGNAL.alpha(t)).float()
+
+    def of_data(x: Tensor, t: Tensor | float, cond: Any = None) -> Tensor:
+        return gaussian(NO_SIGNAL)(x, t).float()
+
+    z, how = rng.normal((1, 8, 8), "test", [0, 1]), Inversion(num_inference_steps=5)
+    assert NO_SIGNAL.alpha(NO_SIGNAL.levels(5)[0]) == 0
+    with pytest.raises(UserError, match=r"zero-snr cannot be inverted: its first level is pure noise.*times=model.path.levels\(n\)\[1:\]"):
+        invert(replace(model, denoiser=of_noise), z, [""] * 2, how)
+    assert bool(invert(replace(model, denoiser=of_noise), z, [""] * 2, how, times=NO_SIGNAL.levels(5)[1:]).latents.isfinite().all())
+    assert bool(invert(replace(model, denoiser=of_data), z, [""] * 2, how).latents.isfinite().all())
+
+
+def test_an_inversion_that_loses_every_row_says_what_to_do() -> None:
+    def exploding(x: Tensor, t: Tensor | float, cond: Any = None) -> Tensor:
+        return x * 1e30
+
+    with pytest.raises(UserError, match="no latent of exact:gaussian comes out of the inversion finite: use more steps"):
+        invert(replace(exact_model("gaussian"), denoiser=exploding), torch.ones(1, 1, 8, 8), [""], Inversion("fixed-point", 20))
