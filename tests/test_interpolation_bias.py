@@ -176,15 +176,15 @@ def covered(count: int, offset: float, own: float) -> dict[str, float]:
 @pytest.mark.parametrize(("offset", "own"), [(0.1, 0.05), (0.1, 0.2), (0.3, 0.1)])
 def test_intervals_of_what_is_shared_cover(count: int, offset: float, own: float) -> None:
     found = covered(count, offset, own)
-    for name in ("total", "channel", "power"):
-        assert 0.925 <= found[name] <= 0.985, (name, found)
-    for name in ("global_", "lowpass"):
-        assert 0.915 <= found[name] <= 0.99, (name, found)
+    assert all(0.92 <= found[name] <= 0.98 for name in ("total", "global_", "power")), found
+    assert 0.91 <= found["channel"] <= 0.98, found
+    assert 0.92 <= found["lowpass"] <= 0.99, found
 
 
-def test_where_nothing_is_shared_they_cover_in_excess() -> None:
-    found = covered(16, 0.0, 0.0)
-    assert all(0.93 <= share <= 0.995 for share in found.values()), found
+@pytest.mark.parametrize("own", [0.0, 0.1])
+def test_where_nothing_is_shared_they_cover_in_excess(own: float) -> None:
+    found = covered(16, 0.0, own)
+    assert all(0.93 <= share <= 0.998 for share in found.values()), found
 
 
 # Centroids of a pool

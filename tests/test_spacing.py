@@ -143,5 +143,5 @@ def test_the_ruler_of_a_distance_is_its_root_in_batches_and_seen_small() -> None
 
 
 def test_an_unknown_ruler_names_those_that_there_are() -> None:
-    with pytest.raises(UserError, match="unknown instrument for the spacing 'lpips': choose from embedded, pixels"):
-        ruler(Rig(exact_model("gaussian"), {"embedded": Pixels()}), "lpips")
+    with pytest.raises(UserError, match="unknown instrument for the spacing 'vgg': choose from embedded, pixels"):
+        ruler(Rig(exact_model("gaussian"), {"embedded": Pixels()}), "vgg")

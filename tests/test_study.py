@@ -184,6 +184,7 @@ COMPARISONS = {
     "guidance": 50 * 4 * 3 * 6,
     "steps": 50 * 4 * 3 * 5,
     "seeds": 50 * 4 * 3 * 5,
+    "inversion": 50 * 4 * 3 * 3,
     "resolution": 100 * 4 * 3 * 3,
 }
 

@@ -59,6 +59,8 @@ def evenly(look: Callable[[Array], Tensor], apart: Callable[[Tensor, Tensor], Te
     for _ in range(ROUNDS):
         halves = [2 * count for count in allotted(steps, by_leg(places, lengths.numpy(), legs))]
         closer = np.setdiff1d(even(places, lengths.numpy(), halves)[1::2], places)
+        if not len(closer):
+            break
         seen, places = torch.cat([seen, look(closer)]), np.concatenate([places, closer])
         order = np.argsort(places, kind="stable")
         seen, places = seen[torch.from_numpy(order)], places[order]

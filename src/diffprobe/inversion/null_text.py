@@ -76,9 +76,7 @@ def states_of(condition: Any) -> Tensor:
     states = condition.states if isinstance(condition, StatedCondition) else condition
     if not isinstance(states, Tensor) or not states.is_floating_point():
         kind = str(states.dtype).removeprefix("torch.") if isinstance(states, Tensor) else type(states).__name__
-        raise UserError(
-            f"null-text inversion tunes a prompt's states, and this model's conditions are {kind}, which has none: use 'ddim'"
-        )
+        raise UserError(f"null-text inversion tunes a prompt's states, and this model's conditions are {kind}, which has none: use 'ddim'")
     return states.detach()
 
 

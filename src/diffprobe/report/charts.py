@@ -82,10 +82,16 @@ def rows(chart: Chart) -> list[dict[str, Any]]:
 
 
 def legend(chart: Chart) -> str:
-    """What bands, bars and dashes stand for, and how many points could not be drawn; empty where nothing needs saying."""
+    """What bands, bars and dashes stand for, and how many points could not be drawn; empty where nothing needs saying.
+
+    Dashes are fits where the caption has no other word for them.
+    """
     marks = {"line": "Bands are intervals.", "interval": "Lines through points are intervals.", "bar": "Lines on bars are intervals."}
     parts = [marks[chart.kind]] if chart.kind in marks and chart.lo and chart.hi else []
-    parts += [] if not chart.curves else ["Rings mark where it was made from."] if chart.kind == "map" else ["Dashed curves are fits."]
+    if chart.curves and chart.kind == "map":
+        parts.append("Rings mark where it was made from.")
+    elif chart.curves and "dashed" not in chart.caption.lower():
+        parts.append("Dashed curves are fits.")
     missing = sum(row["x"] is None or row["y"] is None for row in rows(chart) if not row["curve"])
     parts += [f"Without a value to draw: {missing} of {len(chart.rows)}."] if missing else []
     return " ".join(parts)

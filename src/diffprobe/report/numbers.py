@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from diffprobe.measures.stats import Estimate
 
+_WHOLE = 1e6  # counts below it are written out
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 #: The fixed columns of a flat estimate; a facet of the same name gets the prefix `facet_`.
 COLUMNS = ("probe", "quantity", "value", "lo", "hi", "n", "unit", "reason")
@@ -31,6 +32,8 @@ def shown(estimate: Estimate) -> Shown:
         why = estimate.reason or ("not measured" if estimate.value is None else "the value is not a finite number")
         return Shown("—", "", unit, why)
     lo, hi = finite(estimate.lo), finite(estimate.hi)
+    if lo is None and hi is None and value.is_integer() and 1 <= abs(value) < _WHOLE:
+        return Shown(number(int(value)), "", unit, "")  # a count, such as the latents of a mixture
     ends = [end for end in (lo, hi) if end is not None]
     power = _power(max([abs(value), *(abs(end) for end in ends if value == 0)]))
     shift = power if power < -4 or power > 5 else 0

@@ -109,7 +109,15 @@ def _settings(summary: Summary, estimates: Sequence[Estimate], top: float) -> It
                 told = f"{TOLD[str(e.facets['editor'])]} instead of {TOLD[str(against['editor'])]}, from the same level and image by image"
             p = float(e.facets["p_holm"])
             way = "no clear difference" if p > 0.05 else "more drift" if e.value > 0 else "less drift"
-            yield f"{told[0].upper()}{told[1:]}: {way} at strength {top:g} (difference {_told(e)}, p {p:.2g} after Holm)."
+            sizes = " against ".join(f"{mean:.4g}" for mean in _sizes(summary, e))
+            yield f"{told[0].upper()}{told[1:]}: {way} at strength {top:g} ({sizes}; difference {_told(e)}, p {p:.2g} after Holm)."
+
+
+def _sizes(summary: Summary, difference: Estimate) -> list[float]:
+    """The mean squared errors of a difference's setting and of the main one."""
+    settings = ({name: difference.facets[name] for name in summary.main.setting}, summary.main.setting)
+    at = [e for e in summary.means if e.quantity == "mse" and e.facets["strength"] == difference.facets["strength"]]
+    return [e.value for setting in settings for e in at if e.value is not None and setting.items() <= e.facets.items()]
 
 
 def _uncounted(estimates: Sequence[Estimate]) -> Iterator[str]:

@@ -50,7 +50,7 @@ def _distance(eye: Eye) -> Chart:
     references = {_ORIGINALS: eye.originals, _FRESH: eye.fresh}
     caption = (
         "The cosine distance of mixtures from the mean embedding of their group's images, a mean over groups. Blander pictures lie nearer "
-        "to a mean: read it with the sharpness below."
+        "to a mean: read it with the sharpness below. Dashed: the images themselves, and what the model makes of fresh noise."
     )
     y = Axis("value", f"cosine distance ({eye.embedder})")
     return _over_n("distance", "How far mixtures are from their group", caption, eye.distance, y, references)
@@ -59,7 +59,7 @@ def _distance(eye: Eye) -> Chart:
 def _sharpness(table: Scored, fresh: Told | None) -> Chart:
     caption = (
         "The mean squared gradient of the pictures, in that of their group's images: below 1 details are washed out, above it there is "
-        "grain."
+        "grain. Dashed: what the model makes of fresh noise."
     )
     y = Axis("value", "sharpness, in that of the images")
     return _over_n("sharpness", "How sharp mixtures are", caption, table, y, {_FRESH: fresh})

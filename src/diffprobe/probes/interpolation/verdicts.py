@@ -123,16 +123,14 @@ def _bar(found: Evidence) -> Iterator[str]:
 
 
 def _failure(one: Fate) -> str:
-    """In all the ways in which it fails."""
-    parts = []
-    for n, way in one.ways:
-        if way == "degenerates":
-            parts.append(f"degenerates from N = {n} (its distance rises by {ranged(one.rises[n].interval)} over N = {one.base})")
-        elif way == "washes out":
-            parts.append(f"washes out from N = {n} (its sharpness is {ranged(one.sharp[n].interval)} of the images')")
-        else:
-            parts.append(f"gives no image that counts from N = {n} for most draws")
-    return f"{spoken(one.scheme)} {' and '.join(parts)}"
+    """In the way in which it fails first."""
+    n, way = one.ways[0]
+    told = {
+        "degenerates": lambda: f" (its distance rises by {ranged(one.rises[n].interval)} over N = {one.base})",
+        "washes out": lambda: f" (its sharpness is {ranged(one.sharp[n].interval)} of the images')",
+        "gives no image": lambda: " for most draws",
+    }
+    return f"{spoken(one.scheme)} {way}{' that counts' if way == 'gives no image' else ''} from N = {n}{told[way]()}"
 
 
 def _change(one: Fate) -> str:
