@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMInverseScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMInverseScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler, StableDiffusionPipeline, TCDScheduler
 from torch import Tensor
 
 from diffprobe import rng
@@ -252,8 +252,10 @@ def test_a_row_is_the_same_in_any_batch(method: str) -> None:
     for row in range(5):
         alone = invert(model, z[row : row + 1], prompts[row : row + 1], how)
         assert torch.allclose(alone.latents[0], whole.latents[row], atol=1e-5)
-        back = [replay(model, x, prompts[row : row + 1], how, guidance_scale=3.0) for x in (alone.latents, whole.latents[row : row + 1])]
-        assert torch.allclose(*back, atol=1e-5)
+        one, other = (
+            replay(model, x, prompts[row : row + 1], how, guidance_scale=3.0) for x in (alone.latents, whole.latents[row : row + 1])
+        )
+        assert torch.allclose(one, other, atol=1e-5)
 
 
 def test_a_row_that_is_not_finite_stays_so_and_touches_no_other() -> None:
@@ -369,6 +371,17 @@ def test_pure_noise_under_a_network_that_predicts_noise_cannot_be_climbed_to() -
         invert(replace(model, denoiser=of_noise), z, [""] * 2, how)
     assert bool(invert(replace(model, denoiser=of_noise), z, [""] * 2, how, times=NO_SIGNAL.levels(5)[1:]).latents.isfinite().all())
     assert bool(invert(replace(model, denoiser=of_data), z, [""] * 2, how).latents.isfinite().all())
+
+
+@pytest.mark.parametrize("kind", [LCMScheduler, TCDScheduler])
+def test_a_model_that_was_distilled_to_leaps_is_told(kind: Any, pipelines: Callable[[str], Path], tmp_path: Path) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(pipelines("sd"), safety_checker=None)
+    pipe.scheduler = kind.from_config(pipe.scheduler.config)
+    pipe.save_pretrained(tmp_path / "fast")
+    model = load(str(tmp_path / "fast"), device="cpu")
+    with pytest.raises(UserError, match=f"fast cannot be inverted: {kind.__name__} leaps to data"):
+        invert(model, torch.zeros(1, 4, 8, 8), [""], Inversion(num_inference_steps=4))
+    assert "distilled" not in load(str(pipelines("sd")), device="cpu").identity
 
 
 def test_an_inversion_that_loses_every_row_says_what_to_do() -> None:

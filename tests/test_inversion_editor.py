@@ -90,7 +90,8 @@ def test_an_edit_is_the_climb_and_the_way_back(method: str, scale: float) -> Non
     assert model.codec is not None
     z, prompts, settings = data(model, 5), ["class 1"] * 5, EditSettings(0.6, 12, scale, "class 0")
     done = InversionEditor(model, Inversion(method)).edit(z, prompts, range(5), settings)
-    how, times = Inversion(method, 12, negative_prompt="class 0"), model.path.levels(12)[-7:]
+    climbs = scale if method == "fixed-point" else 1.0  # by the very steps that come down
+    how, times = Inversion(method, 12, climbs, "class 0"), model.path.levels(12)[-7:]
     latents = invert(model, z, prompts, how, times=times).latents
     expected = replay(model, latents, prompts, how, guidance_scale=scale, times=times)
     assert done.latents is not None
@@ -107,16 +108,17 @@ def test_up_to_scale_one_there_is_no_guidance_as_deployed() -> None:
     assert all(torch.equal(one.images, found[2].images) and not one.guided for one in found)
 
 
-def test_an_edit_that_settles_changes_nothing_and_reads_no_seed() -> None:
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_an_edit_that_settles_changes_nothing_and_reads_no_seed(scale: float) -> None:
     model = exact_model("gmm")
-    z = data(model, 5)
+    z, settings = data(model, 5), replace(SETTINGS, guidance_scale=scale)
     settled = InversionEditor(model, Inversion("fixed-point", iterations=20))
-    one, other = (settled.edit(z, [""] * 5, seeds, SETTINGS).latents for seeds in (range(5), range(50, 55)))
+    one, other = (settled.edit(z, ["class 1"] * 5, seeds, settings).latents for seeds in (range(5), range(50, 55)))
     assert one is not None
     assert other is not None
     assert torch.equal(one, other)
     assert apart(one, z) < 1e-4
-    plain = InversionEditor(model).edit(z, [""] * 5, range(5), SETTINGS).latents
+    plain = InversionEditor(model).edit(z, ["class 1"] * 5, range(5), settings).latents
     assert plain is not None
     assert apart(plain, z) > 1e-3
 
@@ -145,9 +147,6 @@ def test_what_cannot_be_edited_is_told() -> None:
         _ = InversionEditor(replace(model, editor=None, shape=None)).size
     with pytest.raises(UserError, match="inversion needs a path"):
         InversionEditor(replace(model, path=None)).level(0.5, 10)
-
-
-# The drift probe's use of it.
 
 
 @pytest.fixture(scope="module")
@@ -225,9 +224,13 @@ def test_a_model_without_a_denoiser_keeps_its_pipeline() -> None:
         check([probe], Rig(model, {}))
 
 
-def test_classes_cannot_be_tuned_and_the_probe_says_so_first() -> None:
+def test_what_cannot_be_inverted_is_told_by_the_probe_first() -> None:
     with pytest.raises(UserError, match="conditions are bool, which has none: use 'ddim'"):
         Drift(editors=("null-text",)).check(exact_model("gmm"))
+    fast = replace(exact_model("gmm"), identity={"distilled": "LCMScheduler"})
+    with pytest.raises(UserError, match="cannot be inverted: LCMScheduler leaps to data"):
+        Drift(editors=("ddim",)).check(fast)
+    Drift().check(fast)
 
 
 @pytest.mark.parametrize(
@@ -247,13 +250,13 @@ def test_bad_editors_are_one_line(settings: dict[str, object], told: str) -> Non
 def test_defaults_are_the_pipeline_alone() -> None:
     cells = [step.cell for step in plan([Drift(count=2)])]
     assert {cell.editor for cell in cells if isinstance(cell, Edits)} == {"pipeline"}
-    assert all(Drift.preset(size).editors == ("pipeline",) for size in ("quick", "standard", "paper"))  # type: ignore[arg-type]
+    assert all(Drift.preset(size).editors == ("pipeline",) for size in ("quick", "standard", "paper"))
 
 
 def test_what_an_inversion_costs_is_counted() -> None:
     steps = [step.cell for step in plan([Drift(count=2, prompt_sets=("empty",), strengths=(0.4,), editors=("pipeline", *METHODS))])]
     costs = {cell.editor: cell.cost().evaluations for cell in steps if isinstance(cell, Edits)}
-    assert costs == {"pipeline": 24, "ddim": 36, "fixed-point": 96, "null-text": 420, "negative-prompt": 36}
+    assert costs == {"pipeline": 24, "ddim": 36, "fixed-point": 168, "null-text": 420, "negative-prompt": 36}
 
 
 @pytest.mark.parametrize("name", ["embedded", "embedded-v", "embedded-flow", "embedded-edm"])

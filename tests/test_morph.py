@@ -181,10 +181,15 @@ def test_files_and_tensors_give_the_same_and_sizes_may_differ(tmp_path: Path) ->
     assert [end.name for end in by_file.ends] == [str(file) for file in files]
 
 
+def counted(how: Morphing) -> list[tuple[int, int]]:
+    counts: list[tuple[int, int]] = []
+    morph(gaussian(2), likely(3 if how.triangle else 2), how=how, report=lambda done, total: counts.append((done, total)))
+    return counts
+
+
 def test_all_frames_are_counted() -> None:
     for how, planned in ((LINEAR, 5), (replace(LINEAR, even="pixels"), 20), (replace(LINEAR, frames=3, triangle=True), 6)):
-        counts: list[tuple[int, int]] = []
-        morph(gaussian(2), likely(3 if how.triangle else 2), how=how, report=lambda done, total, told=counts: told.append((done, total)))
+        counts = counted(how)
         assert counts[-1][0] in range(planned - 2, planned + 1)  # places that coincide are looked at once
         assert {total for _, total in counts} == {planned}
         assert [done for done, _ in counts] == sorted(done for done, _ in counts)
@@ -213,7 +218,8 @@ def test_null_text_states_go_with_their_images(embedded: Rig) -> None:
     sources = scenes(2)
     told = [images.caption(source) for source in sources]
     plain, tuned = (
-        morph(embedded, sources, told, Morphing(3, inversion=Inversion(method, 5, 4.0, iterations=4), even=None)) for method in ("ddim", "null-text")
+        morph(embedded, sources, told, Morphing(3, inversion=Inversion(method, 5, 4.0, iterations=4), even=None))
+        for method in ("ddim", "null-text")
     )
     for without, with_states in zip(plain.ends, tuned.ends, strict=True):
         assert with_states.latent < without.latent
@@ -231,6 +237,16 @@ def test_conditions_mix_linearly_and_keep_their_kind() -> None:
     assert torch.allclose(mixed_condition(states, weights)[1], 0.25 * states[0] + 0.75 * states[1])
 
 
+@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+def test_pipelines_with_pooled_text_take_a_prompt_an_image(pipelines: Callable[[str], Path], family: str) -> None:
+    rig = Rig(load(str(pipelines(family)), device="cpu"), {}, 2)
+    how = Morphing(3, inversion=Inversion("null-text", 2, 3.0, iterations=1))
+    given = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    found, alone = (morph(rig, given, prompts, how) for prompts in (["a cat", "a dog"], "a cat"))
+    assert torch.allclose(found.frames[0], alone.frames[0], atol=1e-4)
+    assert not torch.equal(found.frames[2], alone.frames[2])
+
+
 @pytest.mark.parametrize("classes", [torch.tensor([3, 5]), torch.ones(2, 4, dtype=torch.bool), None])
 def test_classes_do_not_mix(classes: Tensor | None) -> None:
     with pytest.raises(UserError, match="conditions are classes, which do not mix: give one prompt for all images"):
@@ -238,7 +254,7 @@ def test_classes_do_not_mix(classes: Tensor | None) -> None:
 
 
 def test_prompts_of_two_classes_are_refused_before_anything_is_inverted() -> None:
-    def never(*_: object) -> Tensor:
+    def never(x: Tensor, t: Tensor | float, cond: object = None) -> Tensor:
         raise AssertionError("it was asked")
 
     rig = Rig(replace(exact_model("gmm"), denoiser=never), {})

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from diffprobe.adapters.conditions import no_text, text_and_pooled, text_states
 from diffprobe.adapters.denoisers import EdmDenoiser, FlowTransformer, UNetDenoiser, XlDenoiser
 from diffprobe.adapters.pipelines import InstructEditor, PipelineEditor, PipelineGenerator, PixArtGenerator, VaeCodec, network_of
-from diffprobe.adapters.schedulers import path_of
+from diffprobe.adapters.schedulers import distilled, path_of
 from diffprobe.adapters.weights import LoadOptions, check_digests, damage, digest_file, digest_folder, quiet, resolve
 from diffprobe.errors import UserError
 from diffprobe.model import ImageEditor, ImageGenerator, Model
@@ -79,6 +79,7 @@ def load_pipeline(spec: str, options: LoadOptions, *, name: str | None = None, l
         if one is not None:
             one.set_progress_bar_config(disable=True)
     path, codec = path_of(pipe.scheduler), VaeCodec(pipe.vae, device)
+    identity |= distilled(pipe.scheduler)
     editor = None if edits is None else _editor(edits, codec, path, FAMILIES[kind])
     if isinstance(editor, InstructEditor):
         identity["image_guidance_scale"] = str(editor.image_guidance_scale)

@@ -24,6 +24,12 @@ def path_of(scheduler: Any) -> NoisePath:
     return VariancePreserving(table, offset=int(getattr(settings, "steps_offset", 0)), end=_end(scheduler))
 
 
+def distilled(scheduler: Any) -> dict[str, str]:
+    """What identifies a network that was distilled to leap to data (LCM, TCD): it gives no E[x_0 | x_t], and its steps have no inverse."""
+    kind = type(scheduler).__name__
+    return {"distilled": kind} if kind in {"LCMScheduler", "TCDScheduler"} else {}
+
+
 def shown_ratio(scheduler: Any, path: NoisePath, timestep: Tensor | float) -> float:
     """sigma/alpha at the level for which a scheduler that has its steps asks a network with `timestep`; infinite for pure noise.
 

@@ -2,7 +2,7 @@
 
 from diffprobe.inversion.climb import Climbed, ascend, climb
 from diffprobe.inversion.editor import InversionEditor
-from diffprobe.inversion.invert import METHODS, Inversion, Inverted, invert, replay
+from diffprobe.inversion.invert import METHODS, Inversion, Inverted, invert, parts_of, replay
 from diffprobe.inversion.null_text import Retraced, check_optimisable, null_text
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "climb",
     "invert",
     "null_text",
+    "parts_of",
     "replay",
 ]

@@ -24,7 +24,8 @@ class InversionEditor:
 
     It climbs under the edit's own prompt. Where the model has an editor with a strength axis, that one says at which level a strength
     begins; the steps from there are those of the model's path. Of `how` it takes the method, its iterations, and the guidance at which
-    "ddim" and "fixed-point" climb; steps, the negative prompt and the guidance on the way down are each edit's own.
+    "ddim" climbs. All else is each edit's own: the way down is guided as deployed, "fixed-point" climbs by the very steps that come
+    down, guidance included, and "null-text" is tuned for it.
     """
 
     model: Model
@@ -57,7 +58,7 @@ class InversionEditor:
             raise UserError(f"editing needs a codec, and {self.model.name} has none: choose another model")
         scale = max(settings.guidance_scale, 1.0)  # as deployed: up to 1 there is no guidance
         how = replace(self.how, num_inference_steps=settings.num_inference_steps, negative_prompt=settings.negative_prompt)
-        if how.method == "null-text":
+        if how.method in {"fixed-point", "null-text"}:
             how = replace(how, guidance_scale=scale)
         found = invert(self.model, latents, prompts, how, times=times)
         edited = replay(self.model, found.latents, prompts, how, guidance_scale=scale, nothing=found.nothing, times=times)

@@ -89,7 +89,7 @@ def invert(model: Model, latents: Tensor, prompts: Sequence[str], how: Inversion
     A row that comes out not finite is left for the caller to flag. Raises UserError where the model lacks a part, the latents are not
     its own, the times do not fall, or no row comes out finite.
     """
-    denoiser, path, condition = _parts(model)
+    denoiser, path, condition = parts_of(model)
     times = levels(path, how.num_inference_steps) if times is None else checked(times)
     x, cond, away = _placed(model, latents, prompts), condition(list(prompts)), _away(condition, how, len(prompts))
     if how.method == "null-text":
@@ -127,7 +127,7 @@ def replay(  # noqa: PLR0913 (a call as diffusers' pipelines have it)
     After a negative-prompt inversion guidance pushes from the prompt to itself: whatever its scale, there is none. A row that is
     not finite stays so. Raises UserError as `invert` does, and where null-text's `nothing` is missing or is of other steps.
     """
-    denoiser, path, condition = _parts(model)
+    denoiser, path, condition = parts_of(model)
     times = levels(path, how.num_inference_steps) if times is None else checked(times)
     x, cond = _placed(model, latents, prompts), condition(list(prompts))
     if guidance_scale != 1 and how.method != "negative-prompt":
@@ -139,11 +139,14 @@ def replay(  # noqa: PLR0913 (a call as diffusers' pipelines have it)
     return final(trajectory(denoiser, path, x, times, cond=cond)).cpu()
 
 
-def _parts(model: Model) -> tuple[Denoiser, NoisePath, Callable[[Sequence[str]], Any]]:
-    """What inversion asks of a model; raises UserError where it lacks any of it."""
+def parts_of(model: Model) -> tuple[Denoiser, NoisePath, Callable[[Sequence[str]], Any]]:
+    """What inversion asks of a model; raises UserError where it lacks any of it, or has no steps to invert."""
     if model.denoiser is None or model.path is None or model.condition is None:
         lacking = " and no ".join(name for name in ("denoiser", "path", "condition") if getattr(model, name) is None)
         raise UserError(f"inversion needs a denoiser, a path and a condition; {model.name} has no {lacking}: choose another model")
+    if "distilled" in model.identity:
+        why = f"{model.identity['distilled']} leaps to data and noises anew, which no step undoes"
+        raise UserError(f"{model.name} cannot be inverted: {why}; invert the model that it was distilled from")
     return model.denoiser, model.path, model.condition
 
 

@@ -12,7 +12,7 @@ TOLD = {PIPELINE: "adding noise", **{method: f"inverting the image ({method})" f
 
 
 def editor_of(model: Model, name: str) -> ImageEditor:
-    """The editor that a model has by this name: its own pipeline, or an inversion at guidance 1, which begins at that pipeline's levels."""
+    """The editor that a model has by this name: its own pipeline, or an inversion that begins at that pipeline's levels."""
     if name == PIPELINE:
         assert model.editor is not None
         return model.editor
@@ -31,4 +31,6 @@ def needs_of(name: str) -> frozenset[str]:
 
 def evaluations_of(name: str, guidance_scale: float) -> int:
     """Network evaluations a sample and step, at most, on the way up and down."""
-    return (2 if guidance_scale > 1 else 1) + (0 if name == PIPELINE else Inversion(name).evaluations)
+    scale = max(guidance_scale, 1.0)
+    climbs = scale if name == "fixed-point" else 1.0
+    return (1 if scale == 1 else 2) + (0 if name == PIPELINE else Inversion(name, guidance_scale=climbs).evaluations)

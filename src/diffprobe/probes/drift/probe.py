@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 from diffprobe import images
 from diffprobe.errors import UserError, unknown
 from diffprobe.images import Picture, caption
-from diffprobe.inversion import check_optimisable
+from diffprobe.inversion import check_optimisable, parts_of
 from diffprobe.model import Model
 from diffprobe.probes.base import Comparable, Findings, Records
 from diffprobe.probes.drift.cells import DecoderNoise, Edits, Originals
@@ -143,7 +143,7 @@ class Drift:
         return replace(self, editors=able, strengths=self.strengths if axis else (1.0,))
 
     def check(self, model: Model) -> None:
-        """Raise UserError where this model cannot be asked: no strength axis, a strength that runs no step, nothing that can be tuned."""
+        """Raise UserError where this model cannot be asked: no strength axis, a strength that runs no step, no inversion."""
         if PIPELINE in self.editors and model.editor is not None and not model.editor.strength_axis and self.strengths != (1.0,):
             raise UserError(
                 f"{model.name} has no strength axis (its pipeline ignores `strength` and starts from pure noise), so a sweep would measure "
@@ -153,8 +153,10 @@ class Drift:
             for steps in self.num_inference_steps[: 1 if self.equal_start else None]:
                 if level_of(model, strength, steps).steps < 1:
                     raise UserError(f"strength {strength} runs no step of {steps} on {model.name}: raise either")
-        if "null-text" in self.editors and model.condition is not None:
-            check_optimisable(model.condition([""]), max(self.guidance_scale))
+        if set(self.editors) != {PIPELINE}:
+            _, _, condition = parts_of(model)
+            if "null-text" in self.editors:
+                check_optimisable(condition([""]), max(self.guidance_scale))
 
     def plan(self) -> Iterator[Originals | DecoderNoise | Edits]:
         """All cells, the cells of the same images together."""

@@ -20,7 +20,6 @@ from diffprobe.model import Rig
 from diffprobe.probes.base import Cell, Cost
 from diffprobe.probes.interpolation.columns import finite, lists, numbers, picture
 from diffprobe.probes.interpolation.latents import (
-    ROLE,
     Begun,
     Origin,
     climbing,
@@ -29,6 +28,7 @@ from diffprobe.probes.interpolation.latents import (
     latents_of,
     pictured,
     replayed,
+    role,
     scale_of,
     sides,
 )
@@ -82,9 +82,9 @@ class Inversions:
         scale, begun, nothing = scale_of(path, first), self._begun(rig), None
         if begun is None:
             assert rig.model.shape is not None
-            latents = start(path, first, rig.model.shape, self.seeds, f"{ROLE}.noise")
+            latents = start(path, first, rig.model.shape, self.seeds, role("noise", self.group))
         elif self.origin == "noised":
-            latents = noised(path, begun.encoded, first, rng.normal(begun.encoded.shape[1:], f"{ROLE}.noised", self.seeds))
+            latents = noised(path, begun.encoded, first, rng.normal(begun.encoded.shape[1:], role("noised", self.group), self.seeds))
         else:
             latents, nothing = self._inverted(rig, begun.encoded)
         units, sound = latents / scale, latents.flatten(1).isfinite().all(1)
@@ -108,7 +108,7 @@ class Inversions:
         if self.origin == "noise":
             return None
         if self.origin == "generated":
-            return generated(rig, self.prompt, self.seeds, self.how, (self.guidance_scale, self.perturbation))
+            return generated(rig, self.group, self.prompt, self.seeds, self.how, (self.guidance_scale, self.perturbation))
         return pictured(rig, self.sources, self.resolution or native(rig.model))
 
     def _inverted(self, rig: Rig, encoded: Tensor) -> tuple[Tensor, Tensor | None]:

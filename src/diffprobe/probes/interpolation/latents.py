@@ -36,6 +36,11 @@ class Begun:
     encoded: Tensor
 
 
+def role(kind: str, group: str) -> str:
+    """What noise is for: every group has some of its own, so that means over groups are means of independent ones."""
+    return f"{ROLE}.{kind}.{group}"
+
+
 def scale_of(path: NoisePath, t: float) -> float:
     """The standard deviation of pure noise at t, as a path lays it on data of unit variance."""
     return float((path.alpha(t).square() + path.sigma(t).square()).sqrt())
@@ -47,16 +52,16 @@ def pictured(rig: Rig, sources: Sequence[Picture], size: int) -> Begun:
     return Begun(seen, encoded(rig, rig.model, seen))
 
 
-def generated(rig: Rig, prompt: str, seeds: Sequence[int], how: Inversion, look: tuple[float, float]) -> Begun:
+def generated(rig: Rig, group: str, prompt: str, seeds: Sequence[int], how: Inversion, look: tuple[float, float]) -> Begun:
     """Images that the model makes of noise, with `look` = (guidance scale, standard deviation of the noise added to their pixels)."""
     guidance_scale, perturbation = look
     path, shape = rig.model.path, rig.model.shape
     assert path is not None
     assert shape is not None
-    noise = start(path, path.levels(how.num_inference_steps)[0], shape, seeds, f"{ROLE}.generated")
+    noise = start(path, path.levels(how.num_inference_steps)[0], shape, seeds, role("generated", group))
     plain = Inversion(num_inference_steps=how.num_inference_steps)
     clean = decode(rig, replayed(rig, noise, [prompt] * len(seeds), plain, guidance_scale))
-    disturbed = clean + perturbation * rng.normal(clean.shape[1:], f"{ROLE}.perturbation", seeds)
+    disturbed = clean + perturbation * rng.normal(clean.shape[1:], role("perturbation", group), seeds)
     seen = disturbed.clamp(0, 1)
     return Begun(seen, encoded(rig, rig.model, seen))
 

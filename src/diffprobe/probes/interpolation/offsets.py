@@ -14,7 +14,7 @@ from diffprobe.measures import similarity
 from diffprobe.model import Rig
 from diffprobe.probes.base import Cell, Cost
 from diffprobe.probes.interpolation.columns import numbers, picture
-from diffprobe.probes.interpolation.latents import ROLE, replayed, scale_of, sides
+from diffprobe.probes.interpolation.latents import replayed, role, scale_of, sides
 from diffprobe.probes.looks import decode, features, flaw
 from diffprobe.sampling import start
 
@@ -48,7 +48,7 @@ class Offsets:
         assert path is not None
         assert shape is not None
         first = path.levels(self.num_inference_steps)[0]
-        noise = start(path, first, shape, self.seeds, f"{ROLE}.offsets")
+        noise = start(path, first, shape, self.seeds, role("offsets", self.group))
         clean = self._denoised(rig, noise)
         base = decode(rig, clean)
         spread = clean.double().transpose(0, 1).flatten(1).std(1).float()
