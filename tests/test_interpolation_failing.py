@@ -191,6 +191,16 @@ def test_what_is_set_apart_may_itself_do_harm() -> None:
     assert said(found, "What is set apart does harm here: nin/channel degenerates from N = 16")
 
 
+def test_a_scheme_that_is_far_from_its_group_from_the_start_leaves_it() -> None:
+    """It cannot get worse than at its own smallest N, and is set against the nearest other there."""
+    far: Curve = lambda scheme, n: BASE + 0.3 * (scheme == "fix")  # noqa: E731
+    found = summarise(WANTED, study(distance=far))
+    assert told(found, "degeneration_n:fix").value is None
+    assert said(found, "fix leaves its group from N = 2 (its distance is", "where the nearest scheme has")
+    assert not said(found, "nin leaves its group")
+    assert not said(found, "mix by fix")
+
+
 def test_one_scheme_alone_is_told_and_not_chosen() -> None:
     wanted = only("nin/channel")
     found = summarise(wanted, study(wanted=wanted))

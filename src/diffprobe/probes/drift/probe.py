@@ -63,7 +63,8 @@ class Drift:
         "their cross term. To first order the move is what the decoder makes of pure noise of that level, times the share of that "
         "noise which the denoiser leaves (contraction), times how far what is left points where the decoder amplifies (alignment).\n\n"
         "An editor that inverts adds no noise: from the encoded image it climbs to that level by the deterministic sampler's steps "
-        "backwards, under the same prompt and without guidance, and comes down from there. There is no noise then to leave a share of."
+        "backwards, under the same prompt, and comes down from there. It climbs without guidance, but for the fixed point, which undoes "
+        "the very steps that come down. There is no noise then to leave a share of."
     )
 
     images: str = "world"

@@ -83,7 +83,10 @@ def _other_laws(summary: Summary, estimates: Sequence[Estimate]) -> Iterator[str
             yield f"By {told} the drift hardly grows with the level: {_told(means[0])} at the lowest, {_told(means[-1])} at the highest."
         elif laws:
             best = max(laws, key=lambda e: e.value or 0)
-            law = f"{HYPOTHESES[str(best.facets['law'])].formula} ({best.facets['law']}; best in {best.value:.0%} of resamples)"
+            r2 = next(e.value for e in estimates if e.quantity == "kernel_r2" and e.facets == best.facets)
+            law = (
+                f"{HYPOTHESES[str(best.facets['law'])].formula} ({best.facets['law']}; best in {best.value:.0%} of resamples, R² {r2:.3f})"
+            )
             yield f"By {told} the law that predicts best is {law}."
 
 

@@ -1,9 +1,10 @@
-"""From which N a scheme fails, in which of three ways, and which scheme is left for this model."""
+"""From which N a scheme fails, in which of four ways, and which scheme is left for this model."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -14,7 +15,7 @@ from diffprobe.probes.interpolation.scores import LEAST, Contest, Scored
 from diffprobe.probes.interpolation.strata import Told
 from diffprobe.probes.interpolation.tables import Wanted
 
-Way: TypeAlias = Literal["degenerates", "washes out", "gives no image"]
+Way: TypeAlias = Literal["degenerates", "washes out", "leaves its group", "gives no image"]
 #: The share of the sharpness that could be had below which mixtures are washed out, and that of draws without an image above which none is
 #: made.
 WASHED, MISSING = 0.5, 0.5
@@ -31,18 +32,23 @@ class Point(NamedTuple):
 class Fate:
     """How a scheme fares as N grows, in the eyes of one instrument; `base` is the N that its distances are set against.
 
-    `rises` are its distances less that at `base`, `sharp` its sharpness in the originals' and `bar` that below which it is washed out,
-    `broken` the first N at which most draws give no image that counts. `reaches` is the largest N at which anything is known of it.
+    `rises` are its distances less that at `base`, `means` its distances themselves and `nearest` the lowest at the smallest N of any
+    scheme that is measured throughout and does not wash out; `sharp` its sharpness in the originals' and `bar` that below which it is
+    washed out, `broken` the first N at which most draws give no image that counts. `reaches` is the largest N at which anything is
+    known of it.
     """
 
     scheme: str
     base: int
     reaches: int
     rises: Mapping[int, Told]
+    means: Mapping[int, Told]
+    nearest: float
     sharp: Mapping[int, Told]
     bar: float
     degenerates: Point
     washes: Point
+    leaves: Point
     broken: int | None
 
     @property
@@ -53,7 +59,8 @@ class Fate:
     @property
     def ways(self) -> list[tuple[int, Way]]:
         """From which N on it fails in which ways, the first first."""
-        found: dict[Way, int | None] = {"degenerates": self.degenerates.n, "washes out": self.washes.n, "gives no image": self.broken}
+        found: dict[Way, int | None] = {"degenerates": self.degenerates.n, "washes out": self.washes.n}
+        found |= {"leaves its group": self.leaves.n, "gives no image": self.broken}
         return sorted(((n, way) for way, n in found.items() if n is not None), key=lambda pair: pair[0])
 
 
@@ -73,7 +80,9 @@ class Choice(NamedTuple):
 def fates(distance: Scored | None, sharpness: Scored | None, flagged: pd.DataFrame, fresh: Told | None, wanted: Wanted) -> list[Fate]:
     """Every scheme by its distances and its sharpness, whichever is known, and by the share of flagged draws [scheme, n].
 
-    The sharpness that could be had is the images' own, or that of the model's pictures of `fresh` noise where it is lower.
+    A scheme whose mixtures of few latents lie far from their group cannot get much worse than at its own smallest N: so it also leaves
+    its group where it is surely more than the margin beyond what the nearest scheme that does not wash out has at its smallest N. The
+    sharpness that could be had is the images' own, or that of the model's pictures of `fresh` noise where it is lower.
     """
     bar = WASHED * (1.0 if fresh is None else min(1.0, fresh.interval.value))
     known = [one for one in (distance, sharpness) if one is not None]
@@ -83,6 +92,7 @@ def fates(distance: Scored | None, sharpness: Scored | None, flagged: pd.DataFra
         sizes = distance.sizes(scheme, LEAST) if distance is not None and scheme in distance.schemes else []
         base = sizes[0] if sizes else LEAST
         rises = {n: distance.rise(scheme, n, base) for n in sizes[1:]} if distance is not None else {}
+        means = {n: distance.mean(scheme, n) for n in sizes} if distance is not None else {}
         sharp = {}
         if sharpness is not None and scheme in sharpness.schemes:
             sharp = {n: sharpness.mean(scheme, n) for n in sharpness.sizes(scheme, LEAST)}
@@ -90,9 +100,9 @@ def fates(distance: Scored | None, sharpness: Scored | None, flagged: pd.DataFra
         broken = sorted(int(n) for n, share in shares.items() if share > MISSING and n >= LEAST)
         reaches = max((*sizes, *sharp, *broken), default=0)
         if reaches:
-            points = _point(rises, wanted.margin, above=True), _point(sharp, bar, above=False)
-            found.append(Fate(scheme, base, reaches, rises, sharp, bar, *points, broken[0] if broken else None))
-    return found
+            points = _point(rises, wanted.margin, above=True), _point(sharp, bar, above=False), Point(None, None)
+            found.append(Fate(scheme, base, reaches, rises, means, math.nan, sharp, bar, *points, broken[0] if broken else None))
+    return _placed(found, wanted.margin)
 
 
 def choice(found: Sequence[Fate], distance: Scored | None, pairs: Sequence[Contest], level: float) -> Choice | None:
@@ -119,6 +129,14 @@ def flagged_shares(rows: pd.DataFrame) -> pd.DataFrame:
         rows.assign(missing=rows["flag"].notna().astype(float)).groupby(["scheme", "n"], sort=False)["missing"].mean().unstack()
     )
     return found
+
+
+def _placed(found: list[Fate], margin: float) -> list[Fate]:
+    """The fates with the point at which each leaves its group: set against schemes that are measured throughout and keep their pictures."""
+    most = max((one.reaches for one in found), default=0)
+    sound = [one for one in found if one.means and one.washes.n is None and one.reaches == most]
+    nearest = min((one.means[one.base].interval.value for one in sound), default=math.nan)
+    return [replace(one, nearest=nearest, leaves=_point(one.means, nearest + margin, above=True)) for one in found]
 
 
 def _lasts(one: Fate, most: int) -> float:

@@ -182,6 +182,8 @@ class Evidence:
         if distance is None:
             return None
         originals, level = features_of(self.pools, embedder), self.wanted.level
+        own = originals_told(originals, level)
+        fresh = self._fresh(lambda rows: column(rows, DISTANCE + embedder)) or fresh_told(self.pools, embedder, level)
         found = fates(distance, self.sharpness, flagged_shares(one.everything), self.fresh_sharpness, self.wanted)
         pairs, reference = distance.pairs(), distance.reference()
         return Eye(
@@ -191,8 +193,8 @@ class Evidence:
             distance.contests(reference) if reference is not None else [],
             pairs,
             choice(found, distance, pairs, level),
-            originals_told(originals, level),
-            self._fresh(lambda rows: column(rows, DISTANCE + embedder)) or fresh_told(self.pools, embedder, level),
+            own,
+            fresh,
             likenesses(one.rows, originals, embedder, distance),
         )
 

@@ -125,12 +125,15 @@ def _bar(found: Evidence) -> Iterator[str]:
 def _failure(one: Fate) -> str:
     """In the way in which it fails first."""
     n, way = one.ways[0]
-    told = {
-        "degenerates": lambda: f" (its distance rises by {ranged(one.rises[n].interval)} over N = {one.base})",
-        "washes out": lambda: f" (its sharpness is {ranged(one.sharp[n].interval)} of the images')",
-        "gives no image": lambda: " for most draws",
-    }
-    return f"{spoken(one.scheme)} {way}{' that counts' if way == 'gives no image' else ''} from N = {n}{told[way]()}"
+    told = f"{spoken(one.scheme)} {way}"
+    if way == "degenerates":
+        return f"{told} from N = {n} (its distance rises by {ranged(one.rises[n].interval)} over N = {one.base})"
+    if way == "washes out":
+        return f"{told} from N = {n} (its sharpness is {ranged(one.sharp[n].interval)} of the images')"
+    if way == "leaves its group":
+        distance = ranged(one.means[n].interval)
+        return f"{told} from N = {n} (its distance is {distance}, where the nearest scheme has {one.nearest:.3g} at its smallest N)"
+    return f"{told} that counts from N = {n} for most draws"
 
 
 def _change(one: Fate) -> str:
