@@ -66,7 +66,7 @@ def numbers(name: str) -> dict[str, dict[str, object]]:
         table = step.cell.measure(rig, *(records[key(cell)] for cell in step.cell.inputs()))
         records[step.key] = table
         frame = table.to_pandas()
-        vectors = {str(column): float(np.stack(frame[column].to_list()).mean()) for column in frame if _numbers(frame[column].iloc[0])}
+        vectors = {str(column): float(np.nanmean(np.stack(frame[column].to_list()))) for column in frame if _numbers(frame[column].iloc[0])}
         place = ""
         if isinstance(step.cell, Samples):
             place = type(step.cell.place).__name__

@@ -14,6 +14,7 @@ from diffprobe.probes.drift import Drift
 from diffprobe.probes.drift.cells import Edits
 from diffprobe.probes.geometry import Geometry
 from diffprobe.probes.geometry.cells import Samples as Described
+from diffprobe.probes.interpolation import Interpolation
 from diffprobe.probes.interpolation.mixtures import Mixtures
 from diffprobe.probes.speciation import Speciation
 from diffprobe.probes.speciation.cells import Paths
@@ -281,6 +282,6 @@ def test_a_shipped_recipe_plans_the_comparisons_of_its_design(name: str) -> None
 
 
 def test_presets_by_name() -> None:
-    assert preset([], "quick") == tuple(kind.preset("quick") for kind in (Drift, Consistency, Geometry, Speciation))
+    assert preset([], "quick") == tuple(kind.preset("quick") for kind in (Drift, Consistency, Geometry, Interpolation, Speciation))
     assert preset(["drift"], "quick") == (Drift.preset("quick"),)
     assert refusal(lambda: preset(["drfit"], "quick")) == "unknown probe 'drfit': did you mean 'drift'?"
