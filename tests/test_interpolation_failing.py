@@ -16,6 +16,8 @@ from tests.interpolation_records import (
     BASE,
     OFFSET,
     WANTED,
+    Curve,
+    failing,
     inversions,
     latents,
     mixtures,
@@ -26,13 +28,6 @@ from tests.interpolation_records import (
     study,
     told,
 )
-
-Curve = Callable[[str, int], float]
-
-
-def failing(*schemes: str) -> Curve:
-    """Distances of schemes that leave their group with N: by 0.128 at 16, by 0.04 at 8; of others that stay."""
-    return lambda scheme, n: BASE + (5e-4 * (n**2 - 4) if scheme in schemes else 0.0)
 
 
 def test_plain_schemes_degenerate_and_channel_means_cure_it() -> None:

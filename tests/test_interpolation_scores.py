@@ -1,7 +1,6 @@
 """Intervals of what the interpolation probe concludes, in simulation, and the scores of mixtures by hand."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +24,7 @@ from tests.interpolation_records import (
     SIZES,
     WANTED,
     Matrix,
+    failing,
     inversions,
     latents,
     mixtures,
@@ -35,13 +35,6 @@ from tests.interpolation_records import (
     study,
     told,
 )
-
-Curve = Callable[[str, int], float]
-
-
-def failing(*schemes: str) -> Curve:
-    """Distances of schemes that leave their group with N: by 0.128 at 16, by 0.04 at 8; of others that stay."""
-    return lambda scheme, n: BASE + (5e-4 * (n**2 - 4) if scheme in schemes else 0.0)
 
 
 def holds(interval: Interval, truth: float) -> bool:
