@@ -24,7 +24,8 @@ from diffprobe.paths import VariancePreserving, like
 from diffprobe.probes.base import key
 from diffprobe.probes.interpolation import Interpolation
 from diffprobe.probes.interpolation.groups import caption_of, groups
-from diffprobe.probes.interpolation.inversions import Inversions
+from diffprobe.probes.interpolation.inversions import Alignments, Inversions
+from diffprobe.probes.interpolation.latents import kept_states, mixed_states
 from diffprobe.probes.interpolation.mixtures import Mixtures
 from diffprobe.runs.execute import plan
 from diffprobe.runs.pairing import paired
@@ -199,21 +200,58 @@ def test_tuned_states_are_kept_and_mixed_with_the_latents(pipelines: Callable[[s
         guidance_scale=3.0,
         num_inference_steps=2,
         iterations=1,
-        controls=(),
-        mixed=("images",),
+        controls=("noise",),
+        mixed=("images", "noise"),
         offsets=(),
         replayed=6,
     )
     found = measured(model, probe)
-    images = found["Inversions"]
+    images = found["Inversions"].query("origin == 'images'")
     steps, tokens, width = images["nothing_shape"].iloc[0]
     assert steps == 2
     assert all(len(states) == 2 * steps * tokens * width for states in images["nothing"])
     assert images["reconstruction"].notna().all()
-    singles = found["Mixtures"].query("n == 1 and scheme == 'none'")
-    assert singles["flag"].isna().all()
-    untuned = measured(model, replace(probe, inversion="ddim"))["Mixtures"].query("n == 1 and scheme == 'none'")
+    assert found["Mixtures"]["flag"].isna().all()  # those of pure noise, for which nothing is tuned, too
+    one = "n == 1 and scheme == 'none' and origin == 'images'"
+    singles, untuned = found["Mixtures"].query(one), measured(model, replace(probe, inversion="ddim"))["Mixtures"].query(one)
     assert not np.allclose(singles["distance:pixels"], untuned["distance:pixels"], atol=1e-9)
+
+
+def test_states_are_mixed_with_the_weights_of_their_latents() -> None:
+    states = torch.arange(24.0).view(2, 3, 4)  # two steps, three images, four numbers
+    rows = pa.table(kept_states(states))
+    weights = np.array([[1.0, 0.0, 0.0], [0.25, 0.0, 0.75]])
+    found = mixed_states(rows, weights)
+    assert found is not None
+    assert torch.allclose(found[:, 0], states[:, 0])
+    assert torch.allclose(found[:, 1], 0.25 * states[:, 0] + 0.75 * states[:, 2])
+    assert mixed_states(rows.drop_columns(["nothing"]), weights) is None
+
+
+def test_latents_are_kept_in_units_of_noise_and_come_down_in_those_of_the_path() -> None:
+    """On a variance-exploding path, where the two differ: what the model made has the length of noise, and a mixture of one comes back."""
+    model = exact_model("gmm@ve")
+    probe = replace(SMALL, inversion="fixed-point", iterations=20, num_inference_steps=30, mixed=("generated",), offsets=(0.5,))
+    found = measured(model, replace(probe, count=8))
+    lengths = found["Inversions"].groupby("origin")["norm"].mean().drop("images")
+    assert lengths.between(0.8, 1.25).all(), lengths
+    assert found["Inversions"]["residual"].notna().any()
+    ones = found["Mixtures"].query("n == 1 and kind == 'centroid' and scheme == 'none'")
+    own = found["Inversions"].query("origin == 'generated'").reset_index()["feature:pixels"]
+    for _, row in ones.iterrows():
+        np.testing.assert_allclose(row["feature:pixels"], own[row["members"][0]], atol=0.05)
+    moved = found["Offsets"].query("at == 'noise'")
+    assert (moved["inside"] > 1e-6).all()
+
+
+def test_settings_that_a_method_does_not_use_change_no_cell() -> None:
+    keys = {step.key for step in plan([SMALL])}
+    assert keys == {step.key for step in plan([replace(SMALL, iterations=3)])}
+    more = {step.key for step in plan([replace(SMALL, kept=4)])}
+    aligned = {step.key for step in plan([SMALL]) if isinstance(step.cell, Alignments)}
+    assert keys - more == aligned, "what a low-pass keeps is no part of latents or of mixtures by other schemes"
+    pictures = {step.key for step in plan([replace(SMALL, keep_images=2)]) if isinstance(step.cell, Inversions)}
+    assert pictures <= keys
 
 
 def test_more_images_leave_the_cells_of_the_first_as_they_are() -> None:
@@ -303,7 +341,9 @@ def test_groups_of_a_folder_are_its_folders(tmp_path: Path) -> None:
         ({"inversion": "dim"}, "unknown inversion 'dim': did you mean 'ddim'"),
         ({"inversion": "null-text"}, "null-text inversion tunes what guidance pushes away from"),
         ({"sizes": (4,)}, "mixtures of 4 need a pool of 8, not 6"),
-        ({"sizes": (0,)}, "need a pool|1 or more"),
+        ({"sizes": (0,)}, "need a pool"),
+        ({"sizes": (), "count": 1}, "mixtures need 'schemes', 'sizes'"),
+        ({"inversion": "negative-prompt", "guidance_scale": 5.0}, "guidance pushes from the prompt to itself"),
         ({"count": 1, "sizes": (), "mixed": ()}, "count and control_count must be at least 2"),
         ({"draws": 1}, "draws of at least 2"),
         ({"controls": ("noises",)}, "unknown origin of latents 'noises': did you mean 'noise'"),
@@ -330,6 +370,10 @@ def test_a_model_that_cannot_be_asked_is_told_why() -> None:
         replace(SMALL, num_inference_steps=5000).check(model)
     with pytest.raises(UserError, match="does not say of which shape its noise is"):
         SMALL.check(replace(model, shape=None))
+    with pytest.raises(UserError, match="images and controls would differ in size"):
+        replace(SMALL, resolution=16).check(model)
+    with pytest.raises(UserError, match="tunes a prompt's states"):
+        replace(SMALL, inversion="null-text", guidance_scale=7.5).check(model)
     with pytest.raises(UserError, match="knows no prompts"):
         SMALL.check(replace(model, condition=None))
     shapeless = replace(model, shape=None)

@@ -24,8 +24,9 @@ from diffprobe.probes.drift import Drift
 from diffprobe.probes.drift.cells import DecoderNoise, Edits
 from diffprobe.runs.execute import plan
 from diffprobe.runs.result import check
+from tests.test_climb import apart
 from tests.test_drift import measured, of
-from tests.test_inversion import apart, data
+from tests.test_inversion import data
 
 STRENGTHS = (0.1, 0.2, 0.3, 0.4, 0.6)
 SETTINGS = EditSettings(0.6, 12, 1.0)

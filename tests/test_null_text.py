@@ -220,7 +220,7 @@ def test_the_way_back_takes_the_steps_that_were_tuned(pipelines: Callable[[str],
     assert found.nothing is not None
     assert torch.allclose(found.nothing[-1], last.states, atol=1e-6)
     back = replay(model, found.latents, prompts, how, guidance_scale=3.0, nothing=found.nothing)
-    assert torch.allclose((back - z).double().square().flatten(1).mean(1), last.error, rtol=1e-4)
+    assert torch.allclose((back - z).square().flatten(1).mean(1), last.error, rtol=1e-4)
     assert torch.equal(  # without guidance nothing is pushed away from
         replay(model, found.latents, prompts, how), replay(model, found.latents, prompts, Inversion("ddim", 4))
     )

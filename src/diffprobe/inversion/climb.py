@@ -33,22 +33,23 @@ def climb(
 ) -> Iterator[Climbed]:
     """The states of x [B, ...] from data, at `path.end`, to noise, at times[0]; `times` fall, as for `sampling.trajectory`.
 
-    A step down asks the network at the level that it leaves, where a climb does not know x yet: it guesses with the x below. Each of
-    `iterations` asks again at what came of the last guess; where that settles, and `moved` falls to 0, the climb is the exact inverse
-    of the steps down. The network runs 1 + iterations times a level. Raises UserError where times do not fall.
+    A step down asks the network at the level that it leaves, where a climb does not know x yet: it guesses with the x below, at the
+    size that x has at the level above. Each of `iterations` asks again at what came of the last guess; where that settles, and `moved`
+    falls to 0, the climb is the exact inverse of the steps down. The network runs 1 + iterations times a level. Raises UserError where
+    times do not fall.
     """
     times = checked(times)
     unknown = torch.full((len(x),), nan, dtype=torch.float64)
     yield Climbed(0, path.end, x, x, unknown)
-    for index, levels in enumerate(pairwise((path.end, *reversed(times))), 1):
-        guess, before = x, None
+    for index, from_to in enumerate(pairwise((path.end, *reversed(times))), 1):
+        guess, before = _sized(path, from_to, x), None
         for _ in range(1 + iterations):
-            x0 = denoiser(guess, levels[1], cond)
-            found = ascend(path, levels, x, x0, guess)
+            x0 = denoiser(guess, from_to[1], cond)
+            found = ascend(path, from_to, x, x0, guess)
             missed = found - guess
             guess, before = found if before is None else _mixed((found, missed), before), (found, missed)
         x = guess
-        yield Climbed(index, levels[1], x, x0, (_norm(missed) / _norm(found)).cpu() if iterations else unknown)
+        yield Climbed(index, from_to[1], x, x0, (_norm(missed) / _norm(found)).cpu().double() if iterations else unknown)
 
 
 def ascend(path: NoisePath, from_to: tuple[float, float], x: Tensor, x0: Tensor, guess: Tensor) -> Tensor:
@@ -89,11 +90,22 @@ def _mixed(now: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor]) -> Tensor:
     Of the line through the two results, the point where the line through the two misses comes nearest to 0.
     """
     (found, missed), (earlier, missed_earlier) = now, before
-    turned = (missed - missed_earlier).double().flatten(1)
+    turned = (missed - missed_earlier).flatten(1)
     size = turned.square().sum(1)
-    share = (turned * missed.double().flatten(1)).sum(1) / size.where(size != 0, 1)
+    share = (turned * missed.flatten(1)).sum(1) / size.where(size != 0, 1)
     return found - like(share, found) * (found - earlier)
 
 
+def _sized(path: NoisePath, from_to: tuple[float, float], x: Tensor) -> Tensor:
+    """x at the size that data of unit variance have at the level above; on a variance-preserving path and on a flow x itself.
+
+    Without it a network on a variance-exploding path is shown an x as small as the level below, and takes it for a part of the image.
+    """
+    if isinstance(path, RectifiedFlow):
+        return x
+    s, t = (path.alpha(time).square() + path.sigma(time).square() for time in from_to)
+    return x * (t / s).sqrt()
+
+
 def _norm(x: Tensor) -> Tensor:
-    return x.double().flatten(1).square().sum(1).sqrt()
+    return x.flatten(1).square().sum(1).sqrt()

@@ -83,11 +83,19 @@ class Inverted(NamedTuple):
 
 
 @torch.no_grad()
-def invert(model: Model, latents: Tensor, prompts: Sequence[str], how: Inversion, *, times: Sequence[float] | None = None) -> Inverted:
+def invert(
+    model: Model,
+    latents: Tensor,
+    prompts: Sequence[str],
+    how: Inversion,
+    *,
+    times: Sequence[float] | None = None,
+    lost: bool = False,
+) -> Inverted:
     """The noise at times[0] of clean latents [B, ...], under a prompt each; `times` None: `model.path.levels(how.num_inference_steps)`.
 
     A row that comes out not finite is left for the caller to flag. Raises UserError where the model lacks a part, the latents are not
-    its own, the times do not fall, or no row comes out finite.
+    its own, the times do not fall, or no row comes out finite, unless `lost` says that the caller minds.
     """
     denoiser, path, condition = parts_of(model)
     times = levels(path, how.num_inference_steps) if times is None else checked(times)
@@ -101,7 +109,7 @@ def invert(model: Model, latents: Tensor, prompts: Sequence[str], how: Inversion
         moved.append(state.moved)
         if how.method == "null-text":
             pivots.append((state.t, x.cpu()))
-    if not _any_finite(x):
+    if not lost and not _any_finite(x):
         raise UserError(_lost(model, float(path.alpha(times[0]))))
     nothing = None
     if how.method == "null-text":

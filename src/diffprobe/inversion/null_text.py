@@ -16,12 +16,14 @@ from diffprobe.paths import NoisePath
 from diffprobe.sampling import step
 
 INNER_STEPS = 10
+#: What the loss is multiplied with while it is differentiated, so that half precision keeps its small gradients.
+LIFT = 2.0**14
 
 
 class Retraced(NamedTuple):
     """A step down: the x at time t that it left, the states [B, ...] float32 that guidance pushed away from, and how far it came out.
 
-    `error` [B] float64 is the mean squared distance from the climb's own state at the level below.
+    `error` [B] is the mean squared distance from the climb's own state at the level below.
     """
 
     step: int
@@ -104,7 +106,7 @@ class _Descent:
         return step(self.path, self.to_from, self.x, pushed + self.scale * (self.plain - pushed))
 
     def error(self, landed: Tensor) -> Tensor:
-        return (landed - self.target).double().square().flatten(1).mean(1)
+        return (landed - self.target).square().flatten(1).mean(1)
 
 
 def _optimised(down: _Descent, states: Tensor, index: int, iterations: int) -> Tensor:
@@ -117,7 +119,8 @@ def _optimised(down: _Descent, states: Tensor, index: int, iterations: int) -> T
             error = down.error(down(found))
             if not error.requires_grad:
                 raise UserError("null-text inversion needs gradients from the network to its condition, and here are none: use 'ddim'")
-            (found.grad,) = torch.autograd.grad(error.sum(), found)
+            (lifted,) = torch.autograd.grad(error.sum() * LIFT, found)
+        found.grad = lifted / LIFT
         going = going & (error.detach() > 1e-5 + 2e-5 * index)
         if not going.any():
             break

@@ -13,6 +13,8 @@ from diffprobe.measures.stats.intervals import Array
 
 #: The length of the gradient at which a mean is found: what inner products in float32 resolve.
 FOUND = 1e-8
+#: And of near vectors in float32, where none shorter is reached.
+RESOLVED32 = 1e-5
 #: Newton's steps: four are enough for points within half a sphere, some ninety for any.
 STEPS = 200
 #: How near to -1 the cosine of opposite latents is: in float64, and from inner products in float32.
@@ -57,7 +59,7 @@ def spherical_means(cosines: Array, weights: Array) -> Array:
 
 
 def _means(gram: Array, w: Array) -> Array:
-    c = _unit(w, gram)
+    c, gradient = _unit(w, gram), np.full_like(w, math.inf)
     for _ in range(STEPS):
         cosines = np.clip(c @ gram, -1, 1)
         if ((cosines < OPPOSITE32 - 1) & (w > 0)).any():
@@ -71,6 +73,9 @@ def _means(gram: Array, w: Array) -> Array:
         step = np.where(_length(step, gram) < math.pi / 2, step, gradient)
         length = _length(step, gram)
         c = _unit(np.cos(length) * c + np.sinc(length / math.pi) * step, gram)
+    else:
+        if (_length(gradient, gram) < RESOLVED32).all():  # of near vectors, whose products in float32 resolve no more
+            return c
     raise ValueError(NONE)
 
 

@@ -22,7 +22,6 @@ from diffprobe.probes.interpolation.columns import finite, lists, numbers, pictu
 from diffprobe.probes.interpolation.latents import (
     Begun,
     Origin,
-    climbing,
     generated,
     kept_states,
     latents_of,
@@ -35,7 +34,7 @@ from diffprobe.probes.interpolation.latents import (
 from diffprobe.probes.looks import decode, features, native, vectors
 from diffprobe.sampling import noised, start
 
-_GATHERED = ("image", "channel_mean", "latent", "shape", "nothing", "nothing_shape")
+_GATHERED = ("group", "origin", "image", "channel_mean", "latent", "shape", "nothing", "nothing_shape")
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,8 @@ class Inversions:
     def cost(self) -> Cost:
         steps, n = self.how.num_inference_steps, self.count
         inverted, drawn = self.origin in {"images", "generated"}, self.origin == "generated"
-        evaluations = steps * (n * drawn * sides(self.guidance_scale) + n * inverted * climbing(self.how) + self.replayed)
+        down = sides(self.how.guidance_scale)
+        evaluations = steps * (n * drawn * sides(self.guidance_scale) + n * inverted * self.how.evaluations + self.replayed * down)
         return Cost(n, evaluations, n * drawn + 2 * inverted * self.replayed, n * 9_000 + 4_000)
 
     def measure(self, rig: Rig) -> pa.Table:
@@ -80,13 +80,14 @@ class Inversions:
         assert path is not None
         first = path.levels(self.how.num_inference_steps)[0]
         scale, begun, nothing = scale_of(path, first), self._begun(rig), None
+        residual = torch.full((self.count,), torch.nan, dtype=torch.float64)
         if begun is None:
             assert rig.model.shape is not None
             latents = start(path, first, rig.model.shape, self.seeds, role("noise", self.group))
         elif self.origin == "noised":
             latents = noised(path, begun.encoded, first, rng.normal(begun.encoded.shape[1:], role("noised", self.group), self.seeds))
         else:
-            latents, nothing = self._inverted(rig, begun.encoded)
+            latents, residual, nothing = self._inverted(rig, begun.encoded)
         units, sound = latents / scale, latents.flatten(1).isfinite().all(1)
         flags, told = [None if fine else "not finite" for fine in sound.tolist()], self._told(units, sound)
         columns: dict[str, Any] = {
@@ -99,6 +100,7 @@ class Inversions:
             **{name: numbers(getattr(told, name)) for name in ("norm", "kurtosis", "correlation")},
             **{name: lists(getattr(told, name)) for name in ("channel_mean", "channel_std", "spectrum")},
             "leak": self._leak(begun, float(path.alpha(first)) / scale),
+            "residual": numbers(residual),
             **self._errors(rig, begun, latents, nothing),
             **self._looks(rig, begun, flags),
         }
@@ -111,19 +113,22 @@ class Inversions:
             return generated(rig, self.group, self.prompt, self.seeds, self.how, (self.guidance_scale, self.perturbation))
         return pictured(rig, self.sources, self.resolution or native(rig.model))
 
-    def _inverted(self, rig: Rig, encoded: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The latents, nan where the encoding is not finite, and what null-text tuned beside them."""
+    def _inverted(self, rig: Rig, encoded: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The latents, nan where the encoding is not finite; how far the fixed point missed; and what null-text tuned."""
         sound = encoded.flatten(1).isfinite().all(1)
-        parts = [invert(rig.model, part, [self.source_prompt] * len(part), self.how) for part in encoded[sound].split(rig.batch_size)]
-        latents = torch.full_like(encoded, torch.nan)
-        latents[sound] = torch.cat([part.latents for part in parts])
+        batches = encoded[sound].split(rig.batch_size)
+        parts = [invert(rig.model, part, [self.source_prompt] * len(part), self.how, lost=True) for part in batches if len(part)]
+        latents, residual = torch.full_like(encoded, torch.nan), torch.full((len(encoded),), torch.nan, dtype=torch.float64)
+        if parts:
+            latents[sound] = torch.cat([part.latents for part in parts])
+            residual[sound] = torch.cat([part.residual for part in parts])
         tuned = [part.nothing for part in parts if part.nothing is not None]
         if not tuned:
-            return latents, None
+            return latents, residual, None
         states = torch.cat(tuned, 1)
         nothing = torch.full((len(states), len(encoded), *states.shape[2:]), torch.nan)
         nothing[:, sound] = states
-        return latents, nothing
+        return latents, residual, nothing
 
     def _told(self, units: Tensor, sound: Tensor) -> Signature:
         """The signatures of the latents that are finite; nan for the others."""
@@ -177,45 +182,57 @@ class Inversions:
 
 
 @dataclass(frozen=True)
-class Alignments:
-    """The latents of a group that count, together, and how alike they are: all inner products, whole and of their low frequencies.
-
-    What mixes them reads this one record in place of many.
-    """
+class Pool:
+    """The latents of a group that count, together: what mixes them reads this one record in place of many."""
 
     version: ClassVar[int] = 1
     group: str
     origin: Origin
     parts: tuple[Inversions, ...]
-    kept: int
 
     def __hash__(self) -> int:
         """Of its ends alone: it stands in every mixture of the group, and a large group is slow to hash."""
-        return hash((self.group, self.origin, self.kept, len(self.parts), self.parts[0], self.parts[-1]))
+        return hash((self.group, self.origin, len(self.parts), self.parts[0], self.parts[-1]))
 
     def inputs(self) -> tuple[Cell, ...]:
         return self.parts
 
     def cost(self) -> Cost:
         n = sum(cell.count for cell in self.parts)
-        return Cost(samples=n, bytes=16 * n * n + 5_000 * n + 4_000)
+        return Cost(bytes=5_000 * n + 4_000)
 
     def measure(self, rig: Rig, *records: pa.Table) -> pa.Table:
         rows = pa.concat_tables(records)
         rows = rows.filter(pc.is_null(rows["flag"]))
         if len(rows) < 2:
-            raise UserError(f"{len(rows)} of the latents of '{self.group}' ({self.origin}) are finite: alignment needs two")
-        found = alignment(latents_of(rows), kept=self.kept)
+            raise UserError(f"{len(rows)} latents of '{self.group}' ({self.origin}) are finite: load the model in float32, or raise count")
         own = [name for name in rows.column_names if name in _GATHERED or name.startswith("feature:")]
+        return pa.table({"index": list(range(len(rows))), **{name: rows[name] for name in own}})
+
+
+@dataclass(frozen=True)
+class Alignments:
+    """How alike the latents of a group are: all inner products, whole and of their low frequencies, and every channel's mean."""
+
+    version: ClassVar[int] = 1
+    pool: Pool
+    kept: int
+
+    def inputs(self) -> tuple[Cell, ...]:
+        return (self.pool,)
+
+    def cost(self) -> Cost:
+        n = sum(cell.count for cell in self.pool.parts)
+        return Cost(bytes=16 * n * n + 4_000)
+
+    def measure(self, rig: Rig, pool: pa.Table) -> pa.Table:
+        found = alignment(latents_of(pool), kept=self.kept)
         return pa.table(
             {
-                "group": [self.group] * len(rows),
-                "origin": [self.origin] * len(rows),
-                "index": list(range(len(rows))),
+                **{name: pool[name] for name in ("group", "origin", "image", "index", "channel_mean")},
                 "gram": lists(found.gram),
                 "gram_lowpass": lists(found.lowpass),
-                "size": [int(found.size)] * len(rows),
-                "area": [int(found.area)] * len(rows),
-                **{name: rows[name] for name in own},
+                "size": [int(found.size)] * len(pool),
+                "area": [int(found.area)] * len(pool),
             }
         )

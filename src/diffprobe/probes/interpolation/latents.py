@@ -15,8 +15,6 @@ from torch import Tensor
 from diffprobe import images, rng
 from diffprobe.images import Picture
 from diffprobe.inversion import Inversion, replay
-from diffprobe.inversion.invert import REFINEMENTS
-from diffprobe.inversion.null_text import INNER_STEPS
 from diffprobe.model import Rig
 from diffprobe.paths import NoisePath
 from diffprobe.probes.looks import decode, encoded
@@ -83,14 +81,6 @@ def sides(guidance_scale: float) -> int:
     return 1 if guidance_scale == 1 else 2
 
 
-def climbing(how: Inversion) -> int:
-    """The evaluations that a step costs, up; one that is differentiated counts as three."""
-    if how.method == "null-text":
-        return 3 + 3 * (how.iterations or INNER_STEPS)
-    refined = (how.iterations or REFINEMENTS) if how.method == "fixed-point" else 0
-    return (1 + refined) * (sides(how.guidance_scale) if how.method in {"ddim", "fixed-point"} else 1)
-
-
 def matrix(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
     """A column of lists as rows [n, D]."""
     return np.stack(column.to_numpy(zero_copy_only=False)).astype(np.float32)
@@ -112,7 +102,10 @@ def mixed_states(rows: pa.Table, weights: npt.NDArray[np.float64]) -> Tensor | N
     """The unconditional states of mixtures, those of their parts mixed linearly, [steps, K, ...]; None where none were tuned."""
     if "nothing" not in rows.column_names:
         return None
-    shape = rows["nothing_shape"][0].as_py()
-    states = np.stack([np.frombuffer(row.as_buffer(), np.float16) for row in rows["nothing"]])
-    mixed = weights.astype(np.float32) @ states.astype(np.float32)
-    return torch.from_numpy(mixed).view(len(weights), *shape).transpose(0, 1)
+    shape, kept = rows["nothing_shape"][0].as_py(), rows["nothing"].combine_chunks()
+    mixed = torch.zeros(len(weights), *shape)
+    for row, weight in enumerate(weights):  # one mixture's members at a time: states are large
+        for place in np.flatnonzero(weight):
+            states = np.frombuffer(kept[int(place)].as_buffer(), np.float16).astype(np.float32)
+            mixed[row] += float(weight[place]) * torch.from_numpy(states).view(shape)
+    return mixed.transpose(0, 1)

@@ -20,7 +20,7 @@ from diffprobe.measures.interpolation import Mixture, Scheme, effective_number, 
 from diffprobe.model import Rig
 from diffprobe.probes.base import Cell, Cost
 from diffprobe.probes.interpolation.columns import lists, numbers, picture
-from diffprobe.probes.interpolation.inversions import Alignments
+from diffprobe.probes.interpolation.inversions import Pool
 from diffprobe.probes.interpolation.latents import ROLE, Origin, latents_of, matrix, mixed_states, replayed, scale_of, sides
 from diffprobe.probes.looks import decode, features, flaw, vectors
 
@@ -40,8 +40,8 @@ class Mixtures:
     group: str
     origin: Origin
     prompt: str
-    pool: Alignments
-    reference: Alignments
+    pool: Pool
+    reference: Pool
     scheme: str
     kept: int
     kind: Kind

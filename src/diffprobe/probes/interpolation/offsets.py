@@ -51,7 +51,8 @@ class Offsets:
         noise = start(path, first, shape, self.seeds, role("offsets", self.group))
         clean = self._denoised(rig, noise)
         base = decode(rig, clean)
-        spread = clean.double().transpose(0, 1).flatten(1).std(1).float()
+        sound = clean[clean.flatten(1).isfinite().all(1)]
+        spread = sound.double().transpose(0, 1).flatten(1).std(1).float()
         tables = []
         for offset in self.offsets:
             moved = {

@@ -10,20 +10,23 @@ from typing import ClassVar, Literal, cast, get_args
 
 from diffprobe.errors import UserError, unknown
 from diffprobe.inversion import METHODS, Inversion
+from diffprobe.inversion.invert import parts_of
+from diffprobe.inversion.null_text import check_optimisable
 from diffprobe.measures.interpolation import MEANS, NORMS, Scheme
 from diffprobe.model import Model
 from diffprobe.probes.base import Comparable, Findings, Records
 from diffprobe.probes.interpolation.compared import comparables
 from diffprobe.probes.interpolation.groups import WORLD, Group, groups
-from diffprobe.probes.interpolation.inversions import Alignments, Inversions
+from diffprobe.probes.interpolation.inversions import Alignments, Inversions, Pool
 from diffprobe.probes.interpolation.latents import ORIGINS, Origin
 from diffprobe.probes.interpolation.mixtures import Kind, Mixtures
 from diffprobe.probes.interpolation.offsets import Offsets
 from diffprobe.probes.interpolation.summary import summarise
 from diffprobe.probes.interpolation.tables import Wanted
+from diffprobe.probes.looks import native
 
 _CHUNK = 16  # latents, or draws, a cell
-_PICTURED = {"images", "noised"}  # origins that begin with the group's images
+_PICTURED, _INVERTED = {"images", "noised"}, {"images", "generated"}  # origins that begin with the group's images, and that are inverted
 _SCHEMES = ("none", "fix", "nin", "slerp", "lol", "blend", "fix/global", "fix/channel", "nin/channel", "lol/channel", "nin/lowpass")
 
 
@@ -145,7 +148,7 @@ class Interpolation:
         if self.mixed and self.mixtures and not (self.schemes and self.sizes and self.draws >= 2):
             raise UserError("mixtures need 'schemes', 'sizes' and draws of at least 2: for none of them leave 'mixed' empty")
         fewest = min([self.count] + [self._count(origin) for origin in self.mixed])
-        if any(size < 1 for size in self.sizes) or (self.mixed and 2 * max(self.sizes, default=1) > fewest):
+        if self.sizes and (min(self.sizes) < 1 or (self.mixed and 2 * max(self.sizes) > fewest)):
             raise UserError(
                 f"mixtures of {max(self.sizes)} need a pool of {2 * max(self.sizes)}, not {fewest}, or all draws take the same images: "
                 "raise count (and control_count), or lower sizes, which are 1 or more"
@@ -162,6 +165,8 @@ class Interpolation:
             raise UserError("guidance_scale must be a finite number of at least 0 (1 turns guidance off)")
         if self.inversion == "null-text" and self.guidance_scale == 1:
             raise UserError("null-text inversion tunes what guidance pushes away from: give a guidance_scale other than 1 (7.5 is usual)")
+        if self.inversion == "negative-prompt" and self.guidance_scale != 1:
+            raise UserError("after a negative-prompt inversion guidance pushes from the prompt to itself: leave guidance_scale at 1")
         if self.kept < 1 or not 0 <= self.perturbation < math.inf:
             raise UserError("kept must be at least 1 (3 is usual), and perturbation a number of at least 0 (0.01 is usual)")
         if any(not 0 < offset < math.inf for offset in self.offsets) or (self.offsets and self.offset_samples < 2):
@@ -207,13 +212,22 @@ class Interpolation:
         if model.condition is None:
             raise UserError(f"'{model.name}' knows no prompts, under which groups are inverted: set Model(condition=...)")
         model.condition([group.prompt for group in self._groups()])
+        parts_of(model)
+        if self.inversion == "null-text":
+            check_optimisable(model.condition([""]), self.guidance_scale)
+        begins = bool(self.offsets or {"generated", "noise"} & set(self.controls))
+        if begins and self.resolution is not None and self.resolution != native(model):
+            raise UserError(
+                f"at a resolution of {self.resolution} images and controls would differ in size, since '{model.name}' draws at "
+                f"{native(model)}: leave resolution out, or the controls 'generated' and 'noise' and the offsets"
+            )
 
     def plan(self) -> Iterator[Alignments | Mixtures | Offsets]:
         """Group by group: the latents of every origin, how alike they are, their mixtures, and the offsets."""
         for group in self._groups():
             origins = cast(Sequence[Origin], ("images", *self.controls))
-            pools = {origin: Alignments(group.name, origin, tuple(self._parts(group, origin)), self.kept) for origin in origins}
-            yield from pools.values()
+            pools = {origin: Pool(group.name, origin, tuple(self._parts(group, origin))) for origin in origins}
+            yield from (Alignments(pool, self.kept) for pool in pools.values())
             for origin in cast(Sequence[Origin], self.mixed):
                 reference = pools["generated" if origin == "generated" else "images"]
                 yield from self._mixtures(group, origin, pools[origin], reference)
@@ -223,7 +237,7 @@ class Interpolation:
                 yield Offsets(group.name, group.prompt, seeds, self.offsets, self.num_inference_steps, scale, self.keep_images)
 
     def _parts(self, group: Group, origin: Origin) -> Iterator[Inversions]:
-        how = self._how if origin in {"images", "generated"} else Inversion(num_inference_steps=self.num_inference_steps)
+        how = self._replayed(origin)
         under = group.prompt if self.source_prompt is None else self.source_prompt
         generated = origin == "generated"
         drawn = (self.guidance_scale, self.perturbation) if generated else (1.0, 0.0)  # what an origin does not use is no part of its cells
@@ -232,12 +246,13 @@ class Interpolation:
             end = min(count, begin + _CHUNK)
             sources = group.sources[begin:end] if origin in _PICTURED else ()
             seeds = () if origin == "images" else tuple(range(begin, end))
-            again = min(max(0, self.replayed - begin), end - begin) if origin in {"images", "generated"} else 0
-            kept = begin < self.keep_images * _CHUNK
-            prompts = (group.prompt if generated else "", under if origin in {"images", "generated"} else "")
-            yield Inversions(group.name, origin, *prompts, sources, seeds, how, *drawn, again, self.resolution if sources else None, kept)
+            again = min(max(0, self.replayed - begin), end - begin) if origin in _INVERTED else 0
+            prompts = (group.prompt if generated else "", under if origin in _INVERTED else "")
+            yield Inversions(
+                group.name, origin, *prompts, sources, seeds, how, *drawn, again, self.resolution if sources else None, begin == 0
+            )
 
-    def _mixtures(self, group: Group, origin: Origin, pool: Alignments, reference: Alignments) -> Iterator[Mixtures]:
+    def _mixtures(self, group: Group, origin: Origin, pool: Pool, reference: Pool) -> Iterator[Mixtures]:
         for kind, scheme, n in product(cast(Sequence[Kind], self.mixtures), self.schemes, self.sizes):
             if n == 1 and kind == "random":
                 continue  # the same as a centroid of one
@@ -245,7 +260,7 @@ class Interpolation:
             for begin in range(0, self.draws, _CHUNK):
                 draws = tuple(range(begin, min(self.draws, begin + _CHUNK)))
                 where = (group.name, origin, group.prompt, pool, reference, scheme, kept, kind, n, draws)
-                yield Mixtures(*where, self.seed, self._how, self.guidance_scale, self.keep_images)
+                yield Mixtures(*where, self.seed, self._replayed(origin), self.guidance_scale, self.keep_images)
 
     def _count(self, origin: str) -> int:
         return self.count if origin == "images" else self.control_count or self.count
@@ -253,7 +268,12 @@ class Interpolation:
     @property
     def _how(self) -> Inversion:
         scale = self.guidance_scale if self.inversion == "null-text" else 1.0
-        return Inversion(self.inversion, self.num_inference_steps, scale, iterations=self.iterations)
+        refined = self.inversion in {"fixed-point", "null-text"}  # what a method does not use is no part of its cells
+        return Inversion(self.inversion, self.num_inference_steps, scale, iterations=self.iterations if refined else 0)
+
+    def _replayed(self, origin: Origin) -> Inversion:
+        """How mixtures come down again: as what was inverted, or plainly where nothing was."""
+        return self._how if origin in _INVERTED else Inversion(num_inference_steps=self.num_inference_steps)
 
     def _groups(self) -> list[Group]:
         return groups(self.images, self.groups, self.count, self.prompt)
