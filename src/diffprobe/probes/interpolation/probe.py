@@ -181,8 +181,8 @@ class Interpolation:
         """The probe at the size of a budget: seconds on a laptop, an evening there, and the study's 1,000 centroids a size."""
         if budget == "quick":
             few = ("none", "fix", "nin", "nin/channel", "nin/lowpass")
-            small = cls(groups=("snow",), count=64, num_inference_steps=16, schemes=few, sizes=(2, 8, 32), draws=8, mixed=("images",))
-            return replace(small, mixtures=("centroid",), control_count=32, offsets=(0.4,), offset_samples=6, replayed=8)
+            small = cls(groups=("snow",), count=64, num_inference_steps=10, schemes=few, sizes=(2, 8, 32), draws=6, mixed=("images",))
+            return replace(small, mixtures=("centroid",), control_count=24, offsets=(0.4,), offset_samples=4, replayed=8)
         if budget == "standard":
             return cls()
         schemes = ("fix", "nin", "fix/global", "nin/global", "fix/channel", "nin/channel")
