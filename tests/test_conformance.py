@@ -97,6 +97,11 @@ def run(steps: Iterable[Step], worker: Rig, folder: Path) -> dict[str, pa.Table]
     return {step.key: store.get(step.probe, step.cell) for step in steps}
 
 
+def parts(value: object) -> list[object]:
+    """The numbers of a row: those of a list, or the one."""
+    return value if isinstance(value, list) else [value]
+
+
 def close(a: dict[str, pa.Table], b: dict[str, pa.Table], tolerance: float) -> None:
     """Equal records to a tolerance on their numbers, and to the letter elsewhere."""
     assert a.keys() == b.keys()
@@ -105,8 +110,9 @@ def close(a: dict[str, pa.Table], b: dict[str, pa.Table], tolerance: float) -> N
             left, right = table[name].to_pylist(), b[identity][name].to_pylist()
             if name == "picture":
                 continue
-            if any(isinstance(value, float) or (isinstance(value, list) and isinstance(value[0], float)) for value in left):
-                x, y = (np.array([np.nan if v is None else v for v in side], float) for side in (left, right))
+            if any(isinstance(part, float) for value in left for part in parts(value)):
+                x, y = (np.array([np.nan if part is None else part for v in side for part in parts(v)], float) for side in (left, right))
+                assert list(map(len, map(parts, left))) == list(map(len, map(parts, right))), name
                 assert np.allclose(x, y, rtol=tolerance, atol=tolerance, equal_nan=True), name
             else:
                 assert left == right, name
