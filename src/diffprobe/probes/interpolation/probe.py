@@ -180,9 +180,9 @@ class Interpolation:
     def preset(cls, budget: Literal["quick", "standard", "paper"]) -> Interpolation:
         """The probe at the size of a budget: seconds on a laptop, an evening there, and the study's 1,000 centroids a size."""
         if budget == "quick":
-            few = ("none", "fix", "nin", "nin/channel", "nin/lowpass")
-            small = cls(groups=("snow",), count=64, num_inference_steps=10, schemes=few, sizes=(2, 8, 32), draws=6, mixed=("images",))
-            return replace(small, mixtures=("centroid",), control_count=24, offsets=(0.4,), offset_samples=4, replayed=8)
+            few = ("none", "fix", "nin/channel", "nin/lowpass")
+            small = cls(groups=("snow",), count=48, num_inference_steps=10, schemes=few, sizes=(2, 8, 24), draws=6, mixed=("images",))
+            return replace(small, mixtures=("centroid",), control_count=16, offsets=(0.4,), offset_samples=4, replayed=8)
         if budget == "standard":
             return cls()
         schemes = ("fix", "nin", "fix/global", "nin/global", "fix/channel", "nin/channel")
