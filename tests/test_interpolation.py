@@ -374,7 +374,7 @@ def test_a_model_that_cannot_be_asked_is_told_why() -> None:
         replace(SMALL, resolution=16).check(model)
     with pytest.raises(UserError, match="tunes a prompt's states"):
         replace(SMALL, inversion="null-text", guidance_scale=7.5).check(model)
-    with pytest.raises(UserError, match="knows no prompts"):
+    with pytest.raises(UserError, match="has no condition"):
         SMALL.check(replace(model, condition=None))
     shapeless = replace(model, shape=None)
     SMALL.suited(shapeless).check(shapeless)

@@ -84,14 +84,14 @@ def test_the_leak_is_foretold_by_the_path_and_matched_by_name() -> None:
 @pytest.mark.parametrize(
     ("offset", "count", "sentence"),
     [
-        (2 * OFFSET, 48, "no less than real images do: it is inversion that adds it."),
-        (0.7 * OFFSET, 48, "inversion alone adds that much, and the rest is the images' own."),
-        (0.0, 48, "inversion alone adds nothing that 96 of them show."),
+        (2 * OFFSET, 48, "no less than real images do: it is that way that adds it."),
+        (0.7 * OFFSET, 48, "that way adds as much, and the rest is the images' own."),
+        (0.0, 48, "that way adds nothing that 96 of them show."),
     ],
 )
 def test_what_inversion_adds_is_told_by_the_models_own_images(offset: Any, count: int, sentence: str) -> None:
     found = summarise(WANTED, pooled(images=pair(48, 2 * OFFSET, 0), generated=pair(count, offset, 7)))
-    assert said(found, "Images that the model drew itself, of independent noise, come back from inversion with b² =", sentence)
+    assert said(found, "Images that the model drew itself, of independent noise, come back from encoding and inversion with b² =", sentence)
 
 
 def test_a_control_that_is_too_small_is_told_to_be() -> None:

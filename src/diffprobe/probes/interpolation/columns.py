@@ -14,10 +14,12 @@ from diffprobe.probes.looks import LOSSLESS, webp
 
 
 def picture(image: Tensor) -> bytes:
+    """An image [3, H, W] as a file: lossless where it is small, for a look alone where it is not."""
     return webp(image, lossless=max(image.shape[-2:]) <= LOSSLESS)
 
 
 def finite(value: float) -> float | None:
+    """The number, or None where it is none."""
     return value if math.isfinite(value) else None
 
 

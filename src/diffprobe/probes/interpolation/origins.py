@@ -46,14 +46,14 @@ def _where(images: Shared) -> str:
 def _control(images: Interval, control: Shared) -> str:
     """Images of independent noise have no class to be misaligned with."""
     total = control.mean.total
-    begins = f"Images that the model drew itself, of independent noise, come back from inversion with b² = {ranged(total)}"
+    begins = f"Images that the model drew itself, of independent noise, come back from encoding and inversion with b² = {ranged(total)}"
     gap = mover(total, images)
     if not total.lo > 0:
-        shown = f"inversion alone adds nothing that {control.n} of them show" if gap.hi < 0 else f"{control.n} of them do not tell its part"
+        shown = f"that way adds nothing that {control.n} of them show" if gap.hi < 0 else f"{control.n} of them do not tell its part"
         return f"{begins}: {shown}."
     if gap.hi < 0:
-        return f"{begins}, {ranged(gap, sign=True)} against real images: inversion alone adds that much, and the rest is the images' own."
-    return f"{begins}, no less than real images do: it is inversion that adds it."
+        return f"{begins}, {ranged(gap, sign=True)} against real images: that way adds as much, and the rest is the images' own."
+    return f"{begins}, no less than real images do: it is that way that adds it."
 
 
 def _controlled(found: Evidence) -> Iterator[str]:

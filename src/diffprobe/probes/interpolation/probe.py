@@ -9,9 +9,7 @@ from itertools import product
 from typing import ClassVar, Literal, cast, get_args
 
 from diffprobe.errors import UserError, unknown
-from diffprobe.inversion import METHODS, Inversion
-from diffprobe.inversion.invert import parts_of
-from diffprobe.inversion.null_text import check_optimisable
+from diffprobe.inversion import METHODS, Inversion, check_optimisable, parts_of
 from diffprobe.measures.interpolation import MEANS, NORMS, Scheme
 from diffprobe.model import Model
 from diffprobe.probes.base import Comparable, Findings, Records
@@ -50,7 +48,7 @@ class Interpolation:
 
     name: ClassVar[str] = "interpolation"
     question: ClassVar[str] = "Can latents be inverted and mixed without the images degenerating, and with which correction?"
-    needs: ClassVar[frozenset[str]] = frozenset({"path", "denoiser", "codec"})
+    needs: ClassVar[frozenset[str]] = frozenset({"path", "denoiser", "codec", "condition"})
     rows: ClassVar[str] = "Mixtures"
     aligned: ClassVar[tuple[str, ...]] = ("group", "origin", "kind", "n", "draw", "scheme")
     free: ClassVar[frozenset[str]] = frozenset(
@@ -74,8 +72,8 @@ class Interpolation:
         "offset of a mixture of N grows as the root of N / (1 + N b^2) and levels off. The law is foretold from the pairs without a free "
         "parameter, and fitted beside it.\n\n"
         "Controls tell causes apart: pure noise shares nothing; encodings noised forwards share what the scheduler's last level leaves of "
-        "the image (a terminal signal-to-noise ratio above 0); images that the model generated, disturbed and inverted share what "
-        "inversion adds, with no mismatch between images and model.\n\n"
+        "the image (a terminal signal-to-noise ratio above 0); images that the model generated, disturbed, encoded and inverted share "
+        "what that way adds, with no mismatch between images and model.\n\n"
         "The same draw mixes the same images with the same weights in every scheme, so schemes are compared in pairs; a larger N adds "
         "images to those of a smaller one. Images are scored by the cosine distance from the mean embedding of the group's own images, "
         "by set distances, and by sharpness, since bland images lie near a mean. The images that a mixture is made of are among those it "
@@ -199,22 +197,19 @@ class Interpolation:
         return replace(self, controls=known, mixed=mixed, offsets=())
 
     def check(self, model: Model) -> None:
-        """Raise UserError where the model does not say what its latents look like, has no such levels, or knows no prompts."""
+        """Raise UserError where the model does not say what its latents look like, has no such levels, or cannot be inverted."""
         if model.shape is None and (self.offsets or {"generated", "noise"} & set(self.controls)):
             raise UserError(f"'{model.name}' does not say of which shape its noise is: set Model(shape=(C, h, w))")
         if model.shape is None and self.resolution is None and model.editor is None:
             raise UserError(f"'{model.name}' does not say how large its images are: give `resolution`, or set Model(shape=(C, h, w))")
-        assert model.path is not None
+        _, path, condition = parts_of(model)
         try:
-            model.path.levels(self.num_inference_steps)
+            path.levels(self.num_inference_steps)
         except ValueError as error:
             raise UserError(f"'{model.name}' cannot take {self.num_inference_steps} steps: {error}") from error
-        if model.condition is None:
-            raise UserError(f"'{model.name}' knows no prompts, under which groups are inverted: set Model(condition=...)")
-        model.condition([group.prompt for group in self._groups()])
-        parts_of(model)
+        condition([group.prompt for group in self._groups()])
         if self.inversion == "null-text":
-            check_optimisable(model.condition([""]), self.guidance_scale)
+            check_optimisable(condition([""]), self.guidance_scale)
         begins = bool(self.offsets or {"generated", "noise"} & set(self.controls))
         if begins and self.resolution is not None and self.resolution != native(model):
             raise UserError(
