@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,11 +13,10 @@ from typer.core import TyperGroup
 
 from diffprobe.errors import UserError, unknown
 from diffprobe.morphing import morph
+from diffprobe.running import compared, quiet, run, slug
 
 if TYPE_CHECKING:
-    from diffprobe.probes.base import Probe
     from diffprobe.runs.result import Run
-    from diffprobe.runs.study import Study
 
 
 class Commands(TyperGroup):
@@ -42,42 +39,10 @@ app = typer.Typer(
 )
 out = Console(highlight=False, soft_wrap=True)
 
-Budget = Literal["quick", "standard", "paper"]
 RunPath = Annotated[Path, typer.Argument(help="The directory of a run.", show_default=False)]
 
 
-@app.command()
-def run(  # noqa: PLR0913, PLR0917
-    study: Annotated[str | None, typer.Argument(help="A study file (YAML) or the name of a shipped recipe.", show_default=False)] = None,
-    model: Annotated[str | None, typer.Option(help="A name from `diffprobe models`, a folder of a saved pipeline, or a hub id.")] = None,
-    probes: Annotated[str | None, typer.Option(help="Which probes, comma-separated; all by default.")] = None,
-    budget: Annotated[Budget | None, typer.Option(help="How much to measure.", show_default="quick")] = None,
-    images: Annotated[str | None, typer.Option(help="For drift: a folder or a manifest of images instead of rendered scenes.")] = None,
-    prompts: Annotated[
-        str | None, typer.Option(help="For consistency: a file of prompts or a set instead of the embedded scenes'.")
-    ] = None,
-    out_dir: Annotated[Path | None, typer.Option("--out", help="The run's directory; the same command resumes it.")] = None,
-    embedders: Annotated[str | None, typer.Option(help="Instruments, comma-separated: embedded, clip:<folder or hub id>, ...")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
-    extend: Annotated[bool, typer.Option("--extend", help="Let the study in this directory grow or change.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
-) -> None:
-    """Measure a model, write the report, print the main numbers. With no argument: the embedded model, all probes, in two minutes."""
-    from diffprobe.adapters.embedded import require
-
-    given = {"probes": probes, "budget": budget, "images": images, "prompts": prompts}
-    instruments = None if embedders is None else _listed(embedders)
-    chosen = _study(study, {"model": model, "device": device, "embedders": instruments}, given)
-    base = out_dir or Path("runs") / (Path(study).stem if study else f"{_slug(chosen.model)}-{budget or 'quick'}")
-    options = _Options(extend, dry_run, suit=study is None)
-    runs = {name: (base / _slug(name), spec, wanted) for name, (spec, wanted) in chosen.variants().items()}
-    for _, spec, _ in () if dry_run else runs.values():
-        require(spec)  # a model that is missing is told before the first is measured
-    whole = [_one(chosen.model_copy(update={"model": spec, "probes": wanted}), path, options) for path, spec, wanted in runs.values()]
-    if len(runs) > 1 and not dry_run:
-        _compare_models(chosen, {name: path for name, (path, _, _) in runs.items()}, base)
-    if not all(whole):
-        raise typer.Exit(3)
+app.command()(run)
 
 
 @app.command()
@@ -118,8 +83,8 @@ def compare(
 
     found = named(runs)
     beside = next(iter(found.values())).resolve().parent
-    folder = out_dir or beside / f"comparison-{_slug('-'.join(found))[:80]}"
-    _compared(found, folder, across or (), level, choices, keep=out_dir is None)
+    folder = out_dir or beside / f"comparison-{slug('-'.join(found))[:80]}"
+    compared(found, folder, across or (), level, choices, keep=out_dir is None)
 
 
 @app.command()
@@ -138,7 +103,7 @@ def gate(  # noqa: PLR0913, PLR0917
     from diffprobe.runs.gate import gate
     from diffprobe.runs.rules import read_rules
 
-    with out.status("deciding") if out.is_terminal else _quiet():
+    with out.status("deciding") if out.is_terminal else quiet():
         found = gate(run, baseline, [*(rule or ()), *(read_rules(rules) if rules else ())], across=across or (), level=level)
     terminal.show_gate(out, found)
     for path in found.write(junit, markdown):
@@ -230,119 +195,7 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
-def _study(study: str | None, changes: Mapping[str, str | tuple[str, ...] | None], given: Mapping[str, str | None]) -> Study:
-    """The study that the arguments mean: a file with `changes`, or a budget's; raises UserError for those that contradict each other."""
-    from diffprobe.runs.study import Study, load_study
-
-    if study is not None:
-        found = load_study(study)
-        for name, value in given.items():
-            if value:
-                raise UserError(f"a study has its own {name}: leave --{name} out, or edit the file")
-    else:
-        found = Study(probes=_preset(given))
-    if changes["model"] and found.models:
-        raise UserError("this study has several models: leave --model out, or edit the file")
-    return found.model_copy(update={name: value for name, value in changes.items() if value is not None})
-
-
-def _preset(given: Mapping[str, str | None]) -> tuple[Probe, ...]:
-    """The probes of a budget, with the images and prompts that were given."""
-    from dataclasses import replace
-
-    from diffprobe.probes.consistency import Consistency
-    from diffprobe.probes.drift import Drift
-    from diffprobe.runs.study import preset
-
-    probes: tuple[Probe, ...] = preset(_listed(given["probes"] or ""), cast(Budget, given["budget"] or "quick"))
-    for option, kind in (("images", Drift), ("prompts", Consistency)):
-        if given[option] and not any(isinstance(probe, kind) for probe in probes):
-            raise UserError(f"--{option} is for the {kind.name} probe, which --probes leaves out: name it, or leave --{option} out")
-    if images := given["images"]:
-        probes = tuple(replace(probe, images=images, count=None) if isinstance(probe, Drift) else probe for probe in probes)
-    if prompts := given["prompts"]:
-        probes = tuple(replace(probe, prompts=(prompts,), count=None) if isinstance(probe, Consistency) else probe for probe in probes)
-    return probes
-
-
-class _Options(NamedTuple):
-    extend: bool
-    dry_run: bool
-    suit: bool  # a budget's probes may be changed to what the model can be asked; a study's may not
-
-
-def _one(study: Study, path: Path, options: _Options) -> bool:
-    """The study's one model: load, measure, report. Returns whether all of it is measured."""
-    from diffprobe import terminal
-    from diffprobe.runs.execute import plan
-
-    if options.dry_run:
-        terminal.show_plan(out, plan(study.probes), study.model, path)
-        return True
-    with out.status("reading the images and planning") if out.is_terminal else _quiet():
-        steps = plan(study.probes)
-    from diffprobe.adapters.load import load, rig, with_checkpoints
-    from diffprobe.runs.result import start, suited
-
-    with out.status(f"loading {study.model}") if out.is_terminal else _quiet():
-        under_test = load(study.model, device=study.device, torch_dtype=study.torch_dtype)
-        named = (name for probe in study.probes for name in getattr(probe, "checkpoints", ()))
-        under_test = with_checkpoints(under_test, named, study.torch_dtype)
-        worker = rig(under_test, study.embedders, study.scorers, batch_size=study.batch_size)
-    probes = suited(study.probes, worker) if options.suit else study.probes
-    if probes != study.probes:
-        out.print(f"{study.model} cannot be asked all of this budget: it is asked what it can be")
-        steps = plan(probes)
-    with terminal.progress(out, len(steps)) as told:
-        done = start(worker, probes, path, extend=options.extend, report=told)
-    done.figures()
-    terminal.show_numbers(out, done)
-    out.print(f"report: {done.report()}")
-    missing = done.planned - done.done
-    if missing:
-        out.print(f"{missing} of {done.planned} cells failed: see `diffprobe status {path}`; the same command tries them again")
-    return not missing
-
-
-def _compared(
-    runs: Mapping[str, Path], folder: Path, across: Sequence[str] = (), level: float = 0.95, choices: Path | None = None, keep: bool = False
-) -> None:
-    """Compare, write and print; `keep` refuses to replace the comparison of other runs."""
-    from diffprobe import terminal
-    from diffprobe.runs.compare import compare
-
-    with out.status("comparing") if out.is_terminal else _quiet():
-        found = compare(runs, across=across, level=level, choices=choices)
-        if keep and found.displaces(folder):
-            raise UserError(f"{folder} holds a comparison of other runs: choose another --out, or other names (NAME=RUN)")
-        written = found.write(folder)
-    terminal.show_comparison(out, found)
-    out.print(f"comparison: {', '.join(map(str, written))}", markup=False)
-
-
-def _compare_models(study: Study, runs: Mapping[str, Path], base: Path) -> None:
-    """The models of a study against the first, across what it changes for them; where that cannot be, it is said and loses nothing."""
-    folder = base / ("comparison" if base / "comparison" not in runs.values() else "comparison-of-models")
-    changed = dict.fromkeys(name for variant in study.models.values() for settings in variant.changes.values() for name in settings)
-    try:
-        _compared(runs, folder, tuple(changed))
-    except UserError as error:
-        out.print(f"no comparison: {error}", markup=False)
-
-
 def _open(path: Path) -> Run:
     from diffprobe.runs.result import open_run
 
     return open_run(path)
-
-
-def _quiet() -> AbstractContextManager[None]:
-    return nullcontext()
-
-
-def _listed(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _slug(spec: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in spec).strip("-.")
