@@ -138,7 +138,8 @@ def _sd15(device: str, dtype: str) -> Model:
     """Stable Diffusion 1.5's U-Net with random weights, and random text states for any prompt."""
     from diffusers import UNet2DConditionModel
 
-    from diffprobe.adapters.denoisers import UNetDenoiser
+    from diffprobe.adapters.denoisers import Convention
+    from diffprobe.adapters.families.stable_diffusion import UNetDenoiser
 
     with torch.device(device):
         unet = UNet2DConditionModel(
@@ -151,7 +152,7 @@ def _sd15(device: str, dtype: str) -> Model:
     def condition(prompts: object) -> Tensor:
         return states.expand(len(prompts), -1, -1)  # type: ignore[arg-type]
 
-    denoiser = UNetDenoiser(unet, path, "epsilon", condition)
+    denoiser = UNetDenoiser(unet, Convention(path, "epsilon"), condition)
     return Model("sd15", path=path, denoiser=denoiser, condition=condition, device=device, shape=(4, 64, 64))
 
 

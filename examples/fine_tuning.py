@@ -17,7 +17,7 @@ from torch.nn import functional
 
 import diffprobe as dp
 from diffprobe import rng
-from diffprobe.adapters.pipelines import VaeCodec
+from diffprobe.adapters.codecs import VaeCodec
 from diffprobe.adapters.published import digest_state
 from diffprobe.worlds import foreign
 from examples.training import fit

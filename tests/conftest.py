@@ -18,7 +18,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a tiny pipeline of a real class, made when first asked for: sd, sdxl, sd3, flow, edm, edit, pixart, sigma, lora."""
+    """The folder of a tiny pipeline of a real class, made when first asked for by a `save_<family>` of tests.pipelines."""
     root = tmp_path_factory.mktemp("pipelines")
 
     def folder(family: str) -> Path:

@@ -7,11 +7,19 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
+    DDIMPipeline,
     DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
     DPMSolverMultistepScheduler,
     EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     PixArtAlphaPipeline,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
@@ -21,6 +29,7 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    UNet2DModel,
 )
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -137,18 +146,119 @@ def save_pixart(path: Path, side: int = 32, kind: type = PixArtAlphaPipeline) ->
         norm_num_groups=1,
     )
     torch.nn.init.normal_(transformer.proj_out.weight, std=0.1)
-    text = T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu")
     kind(
         tokenizer=unigrams(),
-        text_encoder=T5EncoderModel(text).eval(),
+        text_encoder=T5EncoderModel(_t5()).eval(),
         vae=_vae(4, widths=(4, 4, 4, 8)),
         transformer=transformer,
         scheduler=DPMSolverMultistepScheduler(beta_schedule="linear", beta_start=0.0001, beta_end=0.02),
     ).save_pretrained(path)
 
 
+def save_pixart_large(path: Path) -> None:
+    """Whose network is told size and aspect, as that for 1,024 pixels is."""
+    save_pixart(path, 128)
+
+
 def save_sigma(path: Path) -> None:
     save_pixart(path, 16, PixArtSigmaPipeline)
+
+
+def save_v2(path: Path) -> None:
+    """Stable Diffusion 2: v prediction, linear attention blocks, heads by their width, a scheduler of pure noise."""
+    scheduler = DDIMScheduler(
+        **BETAS,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        steps_offset=1,
+    )
+    _stable(path, scheduler, use_linear_projection=True)
+
+
+def save_flux(path: Path, distilled: bool = True) -> None:
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        pooled_projection_dim=16,
+        guidance_embeds=distilled,
+        axes_dims_rope=(4, 4, 8),
+    )
+    torch.nn.init.normal_(transformer.proj_out.weight, std=0.1)
+    shifted = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
+    FluxPipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0 if distilled else 1.0, **(shifted if distilled else {})),
+        vae=_vae(4, shift_factor=0.1, scaling_factor=0.4, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=CLIPTextModel(_text(16)),
+        tokenizer=tokenizer(path),
+        text_encoder_2=T5EncoderModel(_t5()).eval(),
+        tokenizer_2=unigrams(),
+    ).save_pretrained(path)
+
+
+def save_schnell(path: Path) -> None:
+    save_flux(path, distilled=False)
+
+
+def save_dit(path: Path) -> None:
+    torch.manual_seed(0)
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, sample_size=8, num_embeds_ada_norm=1000
+    )
+    for layer in (transformer.proj_out_2, transformer.transformer_blocks[0].norm1.linear):
+        torch.nn.init.normal_(layer.weight, std=0.3)
+    scheduler = DDIMScheduler(beta_start=0.0001, beta_end=0.02, clip_sample=False)
+    DiTPipeline(transformer, _vae(4), scheduler).save_pretrained(path)
+    index = path / "model_index.json"  # saving forgets the names of classes, which the published one has
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"id2label": {"3": "red star, scarlet star", "7": "blue"}}))
+
+
+def save_ddpm(path: Path) -> None:
+    _pixels(DDPMPipeline, DDPMScheduler()).save_pretrained(path)
+
+
+def save_ddim(path: Path) -> None:
+    _pixels(DDIMPipeline, DDIMScheduler(clip_sample=False)).save_pretrained(path)
+
+
+def save_vae(path: Path) -> None:
+    torch.manual_seed(0)
+    _vae(4, shift_factor=0.1, scaling_factor=0.5).save_pretrained(path)
+
+
+def save_taesd(path: Path) -> None:
+    torch.manual_seed(0)
+    widths = (8, 8, 8)
+    AutoencoderTiny(
+        encoder_block_out_channels=widths, decoder_block_out_channels=widths, num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1)
+    ).save_pretrained(path)
+
+
+def _pixels(kind: Any, scheduler: Any) -> Any:
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=16,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=4,
+    )
+    return kind(unet=unet, scheduler=scheduler)
+
+
+def _t5() -> T5Config:
+    return T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu")
 
 
 def _vae(channels: int, widths: tuple[int, ...] = (8, 16), **more: Any) -> AutoencoderKL:

@@ -32,7 +32,7 @@ from diffprobe.adapters.load import load
 from diffprobe.adapters.pipelines import PipelineGenerator
 from diffprobe.adapters.schedulers import path_of, shown_ratio
 from diffprobe.model import Model
-from diffprobe.paths import RectifiedFlow, VarianceExploding
+from diffprobe.paths import RectifiedFlow
 from diffprobe.sampling import Guidance, final, guided, trajectory
 from tests.pipelines import BETAS
 
@@ -200,25 +200,15 @@ def test_no_condition_is_what_stable_diffusion_xl_guides_away_from(pipelines: Fo
         assert torch.allclose(sampled(model, 5.0), deployed(model, 5.0), atol=1e-4)
 
 
-def test_what_has_no_denoiser(pipelines: Folder, tmp_path: Path) -> None:
-    """A refiner's U-Net is told a score in place of a size; preconditioned text models and instructed editors are not known."""
-    refiner = load(str(pipelines("sdxl")))
+def test_a_refiner_has_no_denoiser_and_says_so(pipelines: Folder, tmp_path: Path) -> None:
+    """Its U-Net is told a score in place of a size."""
     folder = tmp_path / "refiner"
     shutil.copytree(pipelines("sdxl"), folder)
-    settings = dict(pipe_of(refiner).unet.config) | {"projection_class_embeddings_input_dim": 5 * 8 + 32}
+    settings = dict(pipe_of(load(str(folder))).unet.config) | {"projection_class_embeddings_input_dim": 5 * 8 + 32}
     UNet2DConditionModel.from_config(settings).save_pretrained(folder / "unet")
-    assert load(str(folder)).denoiser is None
-    edm = {"_class_name": "EDMEulerScheduler", "sigma_data": 0.5, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
-    index = json.loads((pipelines("sdxl") / "model_index.json").read_text())
-    preconditioned = changed(
-        pipelines("sdxl"), tmp_path / "edm", "model_index.json", scheduler=[index["scheduler"][0], "EDMEulerScheduler"]
-    )
-    (preconditioned / "scheduler" / "scheduler_config.json").write_text(json.dumps(edm))
-    model = load(str(preconditioned))
-    assert isinstance(model.path, VarianceExploding)
-    assert (model.denoiser, model.condition) == (None, None)
-    assert load(str(pipelines("edit"))).denoiser is None
-    assert load(str(pipelines("pixart"))).denoiser is None
+    refiner = load(str(folder))
+    assert refiner.denoiser is None
+    assert refiner.facts["denoiser"].startswith("none: a refiner's U-Net takes an aesthetic score")
 
 
 @pytest.mark.parametrize(

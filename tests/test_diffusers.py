@@ -239,7 +239,7 @@ def test_what_cannot_be_loaded_is_one_line_that_names_the_fix(pipelines: Folder,
         "no-such-folder": "no model 'no-such-folder': give 'embedded'",
         "owner/absent": "the hub did not give it .*hf download owner/absent",
         str(tmp_path / "empty"): "holds no model_index.json",
-        str(odd): "a WuerstchenPipeline, which no adapter knows",
+        str(odd): r"a WuerstchenPipeline of no parts, which no adapter knows: use a .* wrap what you want to measure, as in dp\.wrap",
     }
     for spec, told in cases.items():
         with pytest.raises(UserError, match=told) as caught:

@@ -120,7 +120,7 @@ def test_an_instruct_pipeline_edits_and_has_no_strength_axis(pipelines: Folder) 
     model = load(str(pipelines("edit")))
     assert isinstance(model.editor, InstructEditor)
     assert model.codec is not None
-    assert model.capabilities == {"path", "codec", "editor"}
+    assert model.capabilities == {"path", "codec", "editor", "denoiser", "condition"}
     assert model.identity["image_guidance_scale"] == "1.5"
     level = model.editor.level(1.0, 15)
     assert (level.steps, level.t) == (15, 925)
@@ -261,7 +261,7 @@ def test_lora_weights_without_peft_say_what_to_install(pipelines: Folder, monkey
 @pytest.mark.parametrize("family", ["pixart", "sigma"])
 def test_a_pixart_pipeline_generates_and_edits_nothing(pipelines: Folder, family: str, tmp_path: Path) -> None:
     model = load(str(pipelines(family)), torch_dtype="bfloat16")
-    assert model.capabilities == {"path", "codec", "generator"}
+    assert model.capabilities == {"path", "codec", "generator", "denoiser", "condition"}
     assert isinstance(model.path, VariancePreserving)
     assert isinstance(model.generator, PixArtGenerator)
     assert (model.generator.pipe.transformer.dtype, model.generator.pipe.vae.dtype) == (torch.bfloat16, torch.float32)

@@ -20,7 +20,8 @@ from diffusers import (
 from torch import Tensor
 
 from diffprobe import rng
-from diffprobe.adapters.denoisers import UNetDenoiser
+from diffprobe.adapters.denoisers import Convention
+from diffprobe.adapters.families.stable_diffusion import UNetDenoiser
 from diffprobe.adapters.load import load
 from diffprobe.adapters.pipelines import InstructEditor, PixArtGenerator
 from diffprobe.adapters.schedulers import path_of, shown_ratio
@@ -111,7 +112,7 @@ def test_other_predictions_and_solvers_are_steered_as_our_loop_is(pipelines: Fol
     more = {"clip_sample": False, "set_alpha_to_one": False} if kind is DDIMScheduler else {"timestep_spacing": "leading"}
     pipe.scheduler = kind(**BETAS, **settings, **more, steps_offset=1)
     path = path_of(pipe.scheduler)
-    denoiser = UNetDenoiser(pipe.unet, path, settings["prediction_type"], lambda: model.condition([""]))  # type: ignore[misc]
+    denoiser = UNetDenoiser(pipe.unet, Convention(path, settings["prediction_type"]), lambda: model.condition([""]))  # type: ignore[misc]
     with apply_guide(pipe, guide, 0.8):
         theirs = deployed(pipe)
     mine = ours(replace(model, denoiser=denoiser, path=path), pipe, lambda denoiser, path: steered(denoiser, path, guide, 0.8))

@@ -449,9 +449,9 @@ def test_a_film_without_ffmpeg_is_told_before_a_model_is_loaded(command: Command
     assert "or write a .gif" in err
 
 
-def test_an_editor_of_instructions_cannot_morph(command: Command) -> None:
-    code, _, err = command("a.png", "b.png", "--out", "o.png", "--model", "embedded-edit")
-    assert (code, err) == (2, "diffprobe: embedded-edit has no denoiser and no condition, which a morph needs: choose another model\n")
+def test_an_autoencoder_alone_cannot_morph(command: Command, pipelines: Callable[[str], Path]) -> None:
+    code, _, err = command("a.png", "b.png", "--out", "o.png", "--model", str(pipelines("vae")))
+    assert (code, err) == (2, "diffprobe: vae has no path and no denoiser and no condition, which a morph needs: choose another model\n")
 
 
 def test_an_interruption_writes_nothing(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

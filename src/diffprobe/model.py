@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ class Codec(Protocol):
 class Level(NamedTuple):
     """Where an edit starts: the steps executed, the starting time, alpha(t) and sigma = sigma(t)/alpha(t) there.
 
-    No step executed: `steps` 0, `t` None, alpha 1, sigma 0.
+    No step executed: `steps` 0, `t` None, alpha 1, sigma 0. Of UNTOLD, which an editor gives that does not say, nothing means anything.
     """
 
     steps: int
@@ -49,14 +50,25 @@ class Level(NamedTuple):
     alpha: float
     sigma: float
 
+    @property
+    def told(self) -> bool:
+        """Whether the editor says where it starts."""
+        return not math.isnan(self.sigma)
+
+
+UNTOLD = Level(0, None, math.nan, math.nan)
+
 
 class Edited(NamedTuple):
-    """What a deployed editor gave: `images` [B, 3, H, W] unclamped, `latents` before decoding (None where it has none)."""
+    """What a deployed editor gave: `images` [B, 3, H, W] unclamped, `latents` before decoding (None where it has none).
+
+    `guided`: whether guidance was active, None where the editor does not say.
+    """
 
     images: Tensor
     latents: Tensor | None
     level: Level
-    guided: bool
+    guided: bool | None
 
 
 @dataclass(frozen=True)
@@ -70,7 +82,10 @@ class EditSettings:
 
 
 class ImageEditor(Protocol):
-    """The deployed image-to-image pipeline itself. `size` is its native side in pixels, `strength_axis` false where it ignores strength."""
+    """The deployed image-to-image pipeline itself. `size` is its native side in pixels, `strength_axis` false where it ignores strength.
+
+    That of a model without a codec edits the images themselves, [B, 3, H, W] in [0, 1], where others edit latents.
+    """
 
     @property
     def size(self) -> int: ...
@@ -144,7 +159,8 @@ class Model:
     """What is under test. A capability that it lacks is None. `identity` names the weights (a digest) and where they came from.
 
     `shape` is that of one x of the denoiser, such as (4, 64, 64): what a trajectory from pure noise needs to begin. `checkpoints`
-    are the same model at other moments of its training, by name in their order, each loaded when it is asked for.
+    are the same model at other moments of its training, by name in their order, each loaded when it is asked for. `facts` say what
+    a reader of its numbers should know and no digest shows, such as its scheduler; they are no part of what it is.
     """
 
     name: str
@@ -158,6 +174,7 @@ class Model:
     identity: Mapping[str, str] = field(default_factory=dict)
     shape: tuple[int, ...] | None = None
     checkpoints: Mapping[str, Callable[[], Model]] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def capabilities(self) -> frozenset[str]:

@@ -2,13 +2,14 @@
 
 One convention throughout: times and ratios come as floats or tensors of any shape, and every coefficient is a float64 tensor
 on the CPU of that shape. A scalar coefficient multiplies a tensor of any dtype or device without changing it; `like` spreads a
-coefficient a sample over a batch. Grids of times are tuples of floats. "Ratio" is sigma(t)/alpha(t), the sigma of reports.
+coefficient a sample over a batch. Times of steps are tuples of floats, by a path's own rule or by the `grid` that it is given.
+"Ratio" is sigma(t)/alpha(t), the sigma of reports.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor
 
 Time = Tensor | float
+#: The times of n steps as something other than the path's own rule has them, such as a deployed scheduler.
+Grid = Callable[[int], tuple[float, ...]]
 
 
 class NoisePath(Protocol):
@@ -65,6 +68,7 @@ class VariancePreserving:
     alphas_cumprod: tuple[float, ...]
     offset: int = 1
     end: float = 0.0
+    grid: Grid | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         table = np.asarray(self.alphas_cumprod, np.float64)
@@ -107,6 +111,8 @@ class VariancePreserving:
     def levels(self, n: int) -> tuple[float, ...]:
         total = len(self.alphas_cumprod)
         _check_count(n, total)
+        if self.grid is not None:
+            return self.grid(n)
         step = total // n
         offset = min(self.offset, total - 1 - (n - 1) * step)
         return tuple(float(i * step + offset) for i in reversed(range(n)))
@@ -125,6 +131,7 @@ class VarianceExploding:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
+    grid: Grid | None = field(default=None, compare=False, repr=False)
     end: ClassVar[float] = 0.0
 
     def alpha(self, t: Time) -> Tensor:
@@ -141,6 +148,8 @@ class VarianceExploding:
 
     def levels(self, n: int) -> tuple[float, ...]:
         _check_count(n)
+        if self.grid is not None:
+            return self.grid(n)
         roots = np.linspace(self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho), n)
         return tuple((roots**self.rho).tolist())
 
@@ -157,6 +166,7 @@ class RectifiedFlow:
     shift: float = 1.0
     train_steps: int = 1000
     spacing: Literal["euler", "solver"] = "euler"
+    grid: Grid | None = field(default=None, compare=False, repr=False)
     end: ClassVar[float] = 0.0
 
     def alpha(self, t: Time) -> Tensor:
@@ -173,6 +183,8 @@ class RectifiedFlow:
 
     def levels(self, n: int) -> tuple[float, ...]:
         _check_count(n)
+        if self.grid is not None:
+            return self.grid(n)
         if self.spacing == "solver":
             return tuple(self._shifted(t) for t in np.linspace(1 - 1 / self.train_steps, 0, n + 1)[:-1].tolist())
         return tuple(self._shifted(t) for t in np.linspace(1, self._shifted(1 / self.train_steps), n).tolist())

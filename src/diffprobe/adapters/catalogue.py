@@ -22,7 +22,7 @@ class Entry:
 
 
 ALL = "generates, edits; denoiser"
-DOES = {"embedded-edit": "edits (no strength axis)"}
+DOES = {"embedded-edit": "edits (no strength axis); denoiser"}
 OTHERS = (
     Entry("exact:gaussian", "one Gaussian of three known scales, a linear decoder", ALL),
     Entry("exact:gmm", "four classes with exact posteriors, a linear decoder", ALL),
@@ -32,7 +32,11 @@ OTHERS = (
     Entry("exact:relu", "the four classes through a piecewise-linear decoder with exact Jacobians", ALL),
     Entry("exact:identity", "an editor that changes nothing: what is left is the codec", ALL),
     Entry("exact:<world>@<path>", "any of these on another noise path: vp (the default), ve, flow", ALL),
-    Entry("<folder>", "whatever `save_pretrained` wrote: Stable Diffusion 1.x, 2.x, XL and 3, InstructPix2Pix, PixArt", "as deployed"),
+    Entry(
+        "<folder>",
+        "what `save_pretrained` wrote: Stable Diffusion 1 to 3.5 and XL, Flux, PixArt, InstructPix2Pix, DiT, DDPM, or an autoencoder alone",
+        "as deployed",
+    ),
     Entry("<owner>/<name>", "the same from the hub or its cache; HF_HOME and HF_HUB_OFFLINE are honoured", "as deployed"),
     Entry(
         "edm2:<file>",

@@ -3,54 +3,32 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
-from diffprobe.adapters.conditions import no_text, text_and_pooled, text_states
-from diffprobe.adapters.denoisers import EdmDenoiser, FlowTransformer, UNetDenoiser, XlDenoiser
-from diffprobe.adapters.pipelines import InstructEditor, PipelineEditor, PipelineGenerator, PixArtGenerator, VaeCodec, network_of
-from diffprobe.adapters.schedulers import distilled, path_of
+from diffprobe.adapters.codecs import VaeCodec, kind_of_codec, load_codec
+from diffprobe.adapters.families import FAMILIES, Family, Pipelines
+from diffprobe.adapters.pipelines import InstructEditor, PipelineEditor
+from diffprobe.adapters.schedulers import described, distilled
 from diffprobe.adapters.weights import LoadOptions, check_digests, damage, digest_file, digest_folder, quiet, resolve
 from diffprobe.errors import UserError
-from diffprobe.model import ImageEditor, ImageGenerator, Model
-from diffprobe.paths import NoisePath, RectifiedFlow, VarianceExploding
+from diffprobe.model import Model
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
+#: Families of flows, which run on other schedulers than the rest.
+FLOWS = ("StableDiffusion3", "Flux")
+#: Parts that are left out: what looks at finished pictures and blackens some.
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 #: What to do about a pipeline that cannot be loaded, by a word of the libraries' error.
 REMEDIES = {
     "torchvision": "pip uninstall torchvision, which nothing here needs",
     "tiktoken": "pip install sentencepiece protobuf, without which a T5 tokenizer's spiece.model is taken for tiktoken's",
-}
-
-
-@dataclass(frozen=True)
-class Family:
-    """The classes of a family: which one generates, which one edits, how that one begins, and whether it draws other sizes than its own.
-
-    `bins`: the sides in latents for which the pipeline has resolutions of its own, and resizes from them to what is asked.
-    """
-
-    generator: str | None
-    editor: str | None
-    begins: Literal["strength", "noise"] = "strength"
-    resizes: bool = True
-    bins: tuple[int, ...] = ()
-
-
-#: A folder saved from either class of a family will do.
-FAMILIES = {
-    "StableDiffusion": Family("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
-    "StableDiffusionXL": Family("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"),
-    "StableDiffusion3": Family("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline"),
-    "StableDiffusionInstructPix2Pix": Family(None, "StableDiffusionInstructPix2PixPipeline", begins="noise"),
-    "PixArtAlpha": Family("PixArtAlphaPipeline", None, bins=(32, 64, 128)),
-    "PixArtSigma": Family("PixArtSigmaPipeline", None, bins=(32, 64, 128, 256)),
-    "ClassConditional": Family("ClassConditionalPipeline", "ClassConditionalPipeline", resizes=False),
 }
 
 
@@ -61,39 +39,47 @@ def load_pipeline(spec: str, options: LoadOptions, *, name: str | None = None, l
     UserError where something is not found, not known or damaged.
     """
     folder, origin = resolve(spec, options.revision, options.local_files_only)
-    kind, absent = _family(folder, spec)
+    if kind_of_codec(folder) and lora is None:
+        return load_codec(spec, options)
+    kind, parts = family_of(folder, spec)
     check_digests(folder)
+    check_parts(folder, parts)
     device, dtype = options.place()
     identity = {**origin, "weights": digest_folder(folder), "family": kind, "dtype": str(dtype).removeprefix("torch.")}
     loaded = dtype if lora is None else torch.float32  # a fused adapter may be smaller than half precision resolves
+    absent: dict[str, Any] = {part: None for part, kinds in parts.items() if kinds[0] is None or part in UNUSED}
     made, edits = _pipelines(folder, FAMILIES[kind], {"dtype": loaded, "variant": options.variant, **absent})
-    pipe = edits or made
+    pipe = made if edits is None else edits
     if lora is not None:
         identity |= _add_lora(pipe, lora, options, lora_scale)
-    with quiet():
-        pipe.to(device, dtype)
-    if pipe.vae.dtype != torch.float32:  # half precision overflows in SDXL's decoder, and blurs what is to be measured in any
-        with quiet():
-            pipe.vae.to(torch.float32)
+    _settle(pipe, device, dtype)
+    check_scheduler(kind, pipe.scheduler)
+    identity |= distilled(pipe.scheduler)
+    model = assemble(kind, made, edits, device)
+    if isinstance(model.editor, InstructEditor):
+        identity["image_guidance_scale"] = str(model.editor.image_guidance_scale)
+    checked = {"safety checker": "left out: it would blacken images after they are made"} if parts.get("safety_checker", (None,))[0] else {}
+    return replace(model, name=name or Path(spec).name, identity=identity, facts={**model.facts, **checked})
+
+
+def assemble(kind: str, made: Any, edits: Any, device: torch.device) -> Model:
+    """The model that a family's pipelines make, without name and identity; their parts may lie on the meta device."""
     for one in (made, edits):
         if one is not None:
             one.set_progress_bar_config(disable=True)
-    path, codec = path_of(pipe.scheduler), VaeCodec(pipe.vae, device)
-    identity |= distilled(pipe.scheduler)
-    editor = None if edits is None else _editor(edits, codec, path, FAMILIES[kind])
-    if isinstance(editor, InstructEditor):
-        identity["image_guidance_scale"] = str(editor.image_guidance_scale)
-    model = Model(
-        name=name or Path(spec).name,
-        path=path,
-        codec=codec,
-        editor=editor,
-        generator=None if made is None else _generator(made, codec, FAMILIES[kind]),
-        device=str(device),
-        identity=identity,
-        shape=_shape(pipe),
-    )
-    return _with_denoiser(model, kind, pipe)
+    model = FAMILIES[kind].build(Pipelines(made, edits, device))
+    return replace(model, facts={**told_of(model, made if edits is None else edits), **model.facts})
+
+
+def _settle(pipe: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """Put the networks where they run; the autoencoder stays in float32.
+
+    Half precision overflows in SDXL's decoder, and blurs what is to be measured in any.
+    """
+    with quiet():
+        pipe.to(device, dtype)
+        if hasattr(pipe, "vae") and pipe.vae.dtype != torch.float32:
+            pipe.vae.to(torch.float32)
 
 
 def _pipelines(folder: Path, family: Family, options: dict[str, Any]) -> tuple[Any, Any]:
@@ -117,28 +103,6 @@ def _pipelines(folder: Path, family: Family, options: dict[str, Any]) -> tuple[A
             raise UserError(found, 4) from error
         remedy = next((told for sign, told in REMEDIES.items() if sign in str(error)), "fetch it again or check its files")
         raise UserError(f"cannot load the pipeline in {folder}: {_first_line(error)}; {remedy}", 4) from error
-
-
-def _editor(pipe: Any, codec: VaeCodec, path: NoisePath, family: Family) -> ImageEditor:
-    kind = InstructEditor if family.begins == "noise" else PipelineEditor
-    return kind(pipe, codec, path, _side(pipe))
-
-
-def _generator(pipe: Any, codec: VaeCodec, family: Family) -> ImageGenerator:
-    if family.bins:
-        return PixArtGenerator(pipe, codec, _side(pipe), binned=int(network_of(pipe).config.sample_size) in family.bins)
-    return PipelineGenerator(pipe, codec, _side(pipe), family.resizes)
-
-
-def _shape(pipe: Any) -> tuple[int, int, int]:
-    """That of one latent at the native size; an editor of instructions takes its picture in further channels."""
-    settings = network_of(pipe).config
-    return int(pipe.vae.config.latent_channels), int(settings.sample_size), int(settings.sample_size)
-
-
-def _side(pipe: Any) -> int:
-    """The native side in pixels."""
-    return int(network_of(pipe).config.sample_size) * int(pipe.vae_scale_factor)
 
 
 def _add_lora(pipe: Any, spec: str, options: LoadOptions, scale: float) -> dict[str, str]:
@@ -169,36 +133,8 @@ def _lora_file(folder: Path) -> str:
     raise UserError(f"{folder} holds {len(names)} files that could be the LoRA weights: name one ({', '.join(names) or 'none is there'})")
 
 
-def _with_denoiser(model: Model, kind: str, pipe: Any) -> Model:
-    """The model with its network as a denoiser, where the network's calling convention is known."""
-    path, settings = model.path, pipe.scheduler.config
-    if isinstance(path, VarianceExploding):
-        if kind == "ClassConditional" and settings.prediction_type == "epsilon":
-            by_class = EdmDenoiser(pipe.unet, path, float(settings.sigma_data), pipe.labels[""], pipe.tokens)
-            return replace(model, denoiser=by_class, condition=pipe.classes)
-    elif kind == "StableDiffusion" and path is not None:
-        states = text_states(pipe)
-        by_text = UNetDenoiser(pipe.unet, path, settings.prediction_type, lambda: states([""]))
-        return replace(model, denoiser=by_text, condition=states)
-    elif kind == "StableDiffusionXL" and path is not None and _takes_sizes(pipe):
-        texts = text_and_pooled(pipe, 2)
-        by_both = XlDenoiser(pipe.unet, path, settings.prediction_type, no_text(pipe, texts), int(pipe.vae_scale_factor))
-        return replace(model, denoiser=by_both, condition=texts)
-    elif kind == "StableDiffusion3" and isinstance(path, RectifiedFlow):
-        texts = text_and_pooled(pipe, 3)
-        return replace(model, denoiser=FlowTransformer(pipe.transformer, path, no_text(pipe, texts)), condition=texts)
-    return model
-
-
-def _takes_sizes(pipe: Any) -> bool:
-    """Whether Stable Diffusion XL's U-Net takes six numbers on the picture's size and crop; a refiner's takes a score among five."""
-    settings = pipe.unet.config
-    told = settings.projection_class_embeddings_input_dim - pipe.text_encoder_2.config.projection_dim
-    return bool(told == 6 * settings.addition_time_embed_dim)
-
-
-def _family(folder: Path, spec: str) -> tuple[str, dict[str, None]]:
-    """The family of a saved pipeline, and the parts that it was saved without."""
+def family_of(folder: Path, spec: str) -> tuple[str, dict[str, tuple[str | None, str | None]]]:
+    """The family of a saved pipeline, and its parts with library and class (None for a part that it was saved without)."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise UserError(f"'{spec}' holds no model_index.json: give a folder that a diffusers pipeline was saved to, or a hub id")
@@ -208,10 +144,48 @@ def _family(folder: Path, spec: str) -> tuple[str, dict[str, None]]:
         raise UserError(f"{index} is damaged ({_first_line(error)}): fetch it again", 4) from error
     kind = str(content.get("_class_name"))
     family = kind.removesuffix("Pipeline").removesuffix("Img2Img")
+    parts = {name: (part[0], part[1]) for name, part in content.items() if isinstance(part, list) and len(part) == 2}
     if family not in FAMILIES:
         known = ", ".join(f"{name}Pipeline" for name in FAMILIES)
-        raise UserError(f"'{spec}' is a {kind}, which no adapter knows: use a {known}, or wrap it as a diffprobe.Model")
-    return family, {name: None for name, part in content.items() if isinstance(part, list) and part[0] is None}
+        network = next((name for name in ("transformer", "unet") if name in parts), "network")
+        raise UserError(
+            f"'{spec}' is a {kind} of {', '.join(parts) or 'no parts'}, which no adapter knows: use a {known}, or load it with "
+            f"diffusers and wrap what you want to measure, as in dp.wrap(pipe.{network}, ...) or dp.wrap(generator=...)"
+        )
+    return family, parts
+
+
+def check_parts(folder: Path, parts: Mapping[str, tuple[str | None, str | None]]) -> None:
+    """Raise UserError (exit code 4) for a part that a saved pipeline names and its folder lacks."""
+    for name, (library, kind) in parts.items():
+        if library is None or name in UNUSED:
+            continue
+        place = folder / name
+        if not (place.is_dir() and any(place.iterdir())):
+            raise UserError(f"{folder} lacks '{name}' ({kind}), which its model_index.json names: fetch it again", 4)
+        network = (place / "config.json").is_file() and not name.startswith(("tokenizer", "scheduler", "feature_extractor"))
+        if network and not any(place.glob("*.safetensors")):
+            raise UserError(f"{place} has no .safetensors weights: fetch them, or save it with safe_serialization=True", 4)
+
+
+def check_scheduler(kind: str, scheduler: Any) -> None:
+    """Raise UserError for a scheduler on which the family's pipelines do not run."""
+    flows = kind in FLOWS
+    runs = hasattr(scheduler, "scale_noise") or scheduler.config.get("use_flow_sigmas") if flows else hasattr(scheduler, "init_noise_sigma")
+    if not runs:
+        fitting = "a FlowMatchEulerDiscreteScheduler" if flows else "one of its kin, such as DDIMScheduler or EulerDiscreteScheduler"
+        raise UserError(f"{kind} pipelines do not run on a {type(scheduler).__name__}: save the pipeline with {fitting}")
+
+
+def told_of(model: Model, pipe: Any) -> dict[str, str]:
+    """What a reader of the numbers should know of a pipeline and no digest shows."""
+    codec = model.codec.facts() if isinstance(model.codec, VaeCodec) else {}
+    facts = {"scheduler": described(pipe.scheduler), **codec}
+    if isinstance(model.editor, PipelineEditor):
+        facts["strength"] = "rounded down to steps" if model.editor.level(0.58, 50).steps == 28 else "rounded up to steps"
+    if getattr(getattr(pipe, "unet", None), "config", {}).get("time_cond_proj_dim") is not None:
+        facts["guidance"] = "a scale that the network is told: guidance_scale guides away from nothing"
+    return facts
 
 
 def _first_line(error: Exception) -> str:

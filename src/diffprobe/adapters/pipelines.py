@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import lcm
 from typing import Any, ClassVar
@@ -11,36 +12,23 @@ import torch
 from torch import Tensor
 
 from diffprobe import rng
+from diffprobe.adapters.codecs import VaeCodec
 from diffprobe.errors import UserError
 from diffprobe.model import Edited, EditSettings, GenerateSettings, Level
 from diffprobe.paths import NoisePath, VariancePreserving
 
+#: What a family's pipeline passes to its scheduler beside a number of steps, for latents of a height and a width.
+Spacing = Callable[[int, tuple[int, int]], Mapping[str, Any]]
+#: What a pipeline gives as latents, as latents [B, C, h, w] of that height and width.
+Unpacking = Callable[[Tensor, tuple[int, int]], Tensor]
 
-@dataclass(frozen=True, eq=False)
-class VaeCodec:
-    """An AutoencoderKL in float32: the posterior's mean, shifted and scaled as the denoiser wants it."""
 
-    vae: Any
-    device: torch.device
+def _alone(num_inference_steps: int, sides: tuple[int, int]) -> Mapping[str, Any]:
+    return {}
 
-    def encode(self, images: Tensor) -> Tensor:
-        with torch.no_grad():
-            mean = self.vae.encode(images.to(self.device) * 2 - 1).latent_dist.mean
-        latents: Tensor = (mean - self._shift) * self.vae.config.scaling_factor
-        return latents
 
-    def decode(self, latents: Tensor) -> Tensor:
-        images: Tensor = self.vae.decode(self.unscaled(latents.to(self.device))).sample / 2 + 0.5
-        return images
-
-    def unscaled(self, latents: Tensor) -> Tensor:
-        """Latents in the autoencoder's own scale."""
-        raw: Tensor = latents / self.vae.config.scaling_factor + self._shift
-        return raw
-
-    @property
-    def _shift(self) -> float:
-        return getattr(self.vae.config, "shift_factor", None) or 0.0
+def _as_given(latents: Tensor, sides: tuple[int, int]) -> Tensor:
+    return latents
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,27 +39,35 @@ class PipelineEditor:
     codec: VaeCodec
     path: NoisePath
     size: int
+    spacing: Spacing = _alone
+    unpacked: Unpacking = _as_given
     strength_axis: ClassVar[bool] = True
 
     def level(self, strength: float, num_inference_steps: int) -> Level:
-        """Where the pipeline would start, asked of its own timestep rule and of its scheduler's own noising."""
+        """Where the pipeline would start at its native size, by its own timestep rule and its scheduler's own noising."""
+        native = self.size // int(self.pipe.vae_scale_factor)
+        return self._level(strength, num_inference_steps, (native, native))
+
+    def edit(self, latents: Tensor, prompts: Sequence[str], seeds: Sequence[int], settings: EditSettings) -> Edited:
+        sides = (int(latents.shape[-2]), int(latents.shape[-1]))
+        level = self._level(settings.strength, settings.num_inference_steps, sides)
+        if level.steps == 0:
+            raise UserError(f"strength {settings.strength} runs no step of {settings.num_inference_steps}: raise either")
+        image = latents.to(execution(self.pipe), self.pipe.dtype)
+        call = {**_pixels(self.pipe, sides), **called(self.pipe, prompts, seeds, settings)}
+        with torch.no_grad():
+            result = self.pipe(image=image, strength=settings.strength, **call)[0]
+            edited = self.unpacked(result, sides).float()
+            images = self.codec.decode(edited)
+        return Edited(images, edited, level, guided(self.pipe))
+
+    def _level(self, strength: float, num_inference_steps: int, sides: tuple[int, int]) -> Level:
         scheduler = self.pipe.scheduler
-        scheduler.set_timesteps(num_inference_steps)
-        times, executed = self.pipe.get_timesteps(num_inference_steps, strength, self.pipe.device)
+        scheduler.set_timesteps(num_inference_steps, **self.spacing(num_inference_steps, sides))
+        times, executed = self.pipe.get_timesteps(num_inference_steps, strength, execution(self.pipe))
         if executed < 1 or len(times) == 0:
             return Level(0, None, 1.0, 0.0)
         return _level(scheduler, self.path, int(executed), times[:1].cpu())
-
-    def edit(self, latents: Tensor, prompts: Sequence[str], seeds: Sequence[int], settings: EditSettings) -> Edited:
-        level = self.level(settings.strength, settings.num_inference_steps)
-        if level.steps == 0:
-            raise UserError(f"strength {settings.strength} runs no step of {settings.num_inference_steps}: raise either")
-        image = latents.to(self.pipe.device, self.pipe.dtype)
-        with torch.no_grad():
-            result = self.pipe(image=image, strength=settings.strength, **_call(prompts, seeds, settings))[0]
-            edited = result.float()
-            images = self.codec.decode(edited)
-        return Edited(images, edited, level, bool(self.pipe.do_classifier_free_guidance))
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,13 +95,13 @@ class InstructEditor:
 
     def edit(self, latents: Tensor, prompts: Sequence[str], seeds: Sequence[int], settings: EditSettings) -> Edited:
         level = self.level(settings.strength, settings.num_inference_steps)
-        image = self.codec.unscaled(latents).to(self.pipe.device, self.pipe.dtype)  # what this pipeline shows the network
+        image = self.codec.unscaled(latents).to(execution(self.pipe), self.pipe.dtype)  # what this pipeline shows the network
         scale = self.image_guidance_scale
         with torch.no_grad():
-            result = self.pipe(image=image, image_guidance_scale=scale, **_call(prompts, seeds, settings))[0]
+            result = self.pipe(image=image, image_guidance_scale=scale, **called(self.pipe, prompts, seeds, settings))[0]
             edited = result.float()
             images = self.codec.decode(edited)
-        return Edited(images, edited, level, bool(self.pipe.do_classifier_free_guidance))
+        return Edited(images, edited, level, guided(self.pipe))
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +115,7 @@ class PipelineGenerator:
     codec: VaeCodec
     size: int
     resizes: bool = True
+    unpacked: Unpacking = _as_given
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int], settings: GenerateSettings) -> Tensor:
         """One image a prompt and seed; raises UserError for a size that the pipeline cannot draw."""
@@ -131,8 +128,10 @@ class PipelineGenerator:
             )
         sides = {"height": height, "width": width} if self.resizes else {}
         with torch.no_grad():
-            latents = self.pipe(**sides, **_call(prompts, seeds, settings))[0]
-            return self.codec.decode(latents.float()).clamp(0, 1)
+            result = self.pipe(**sides, **called(self.pipe, prompts, seeds, settings))[0]
+            scale = int(self.pipe.vae_scale_factor)
+            latents = self.unpacked(result, (height // scale, width // scale)).float()
+            return self.codec.decode(latents).clamp(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +152,7 @@ class PixArtGenerator:
         height, width = _sides(settings, self.size)
         if not self.binned:
             _check_sides(self.pipe, height, width)
-        call = _call(prompts, seeds, settings)
+        call = called(self.pipe, prompts, seeds, settings)
         with torch.no_grad():
             latents = self.pipe(height=height, width=width, use_resolution_binning=self.binned, clean_caption=False, **call)[0]
             return _fitted(self.codec.decode(latents.float()), height, width).clamp(0, 1)
@@ -162,6 +161,24 @@ class PixArtGenerator:
 def network_of(pipe: Any) -> Any:
     """What denoises in a pipeline: its U-Net or its transformer."""
     return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+
+
+def side(pipe: Any) -> int:
+    """The native side in pixels; Flux has it in the pipeline and not in the network's settings."""
+    latents = getattr(network_of(pipe).config, "sample_size", None) or pipe.default_sample_size
+    return int(latents) * int(pipe.vae_scale_factor)
+
+
+def execution(pipe: Any) -> torch.device:
+    """Where the pipeline computes, which is not where its parts lie while they are offloaded."""
+    device: torch.device = pipe._execution_device
+    return device
+
+
+def guided(pipe: Any) -> bool:
+    """Whether the last call was guided: away from something, or by a scale that the network itself was told."""
+    told = getattr(network_of(pipe).config, "guidance_embeds", None)
+    return bool(pipe.do_classifier_free_guidance if told is None else told)
 
 
 def _sides(settings: GenerateSettings, size: int) -> tuple[int, int]:
@@ -175,7 +192,7 @@ def _sides(settings: GenerateSettings, size: int) -> tuple[int, int]:
 def _check_sides(pipe: Any, height: int, width: int) -> None:
     """Raise UserError for sides that are not whole patches of whole latents, or outgrow a table of positions."""
     config, scale = network_of(pipe).config, int(pipe.vae_scale_factor)
-    patch = int(getattr(config, "patch_size", 1))
+    patch = 2 if hasattr(pipe, "_unpack_latents") else int(getattr(config, "patch_size", 1))
     step = lcm(8, scale * patch)
     if height % step or width % step:
         near = " x ".join(str(max(round(side / step), 1) * step) for side in (height, width))
@@ -197,8 +214,12 @@ def _fitted(images: Tensor, height: int, width: int) -> Tensor:
     return resized[..., top : top + height, left : left + width]
 
 
-def _call(prompts: Sequence[str], seeds: Sequence[int], settings: EditSettings | GenerateSettings) -> dict[str, Any]:
-    against = {} if settings.negative_prompt is None else {"negative_prompt": [settings.negative_prompt] * len(prompts)}
+def called(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], settings: EditSettings | GenerateSettings) -> dict[str, Any]:
+    """The arguments of a call of a text pipeline. Raises UserError for a negative prompt where the pipeline would ignore it."""
+    negative = settings.negative_prompt
+    if negative and getattr(network_of(pipe).config, "guidance_embeds", None) is not None:
+        raise UserError(f"a {type(pipe).__name__} is guided by no negative prompt: leave negative_prompt out")
+    against = {} if negative is None else {"negative_prompt": [negative] * len(prompts)}
     return {
         "prompt": list(prompts),
         "num_inference_steps": settings.num_inference_steps,
@@ -208,6 +229,13 @@ def _call(prompts: Sequence[str], seeds: Sequence[int], settings: EditSettings |
         "output_type": "latent",
         "return_dict": False,
     }
+
+
+def _pixels(pipe: Any, sides: tuple[int, int]) -> dict[str, int]:
+    """The size of latents in pixels, for a pipeline that wants to be told."""
+    if "height" not in inspect.signature(type(pipe).__call__).parameters:
+        return {}
+    return dict(zip(("height", "width"), (side * int(pipe.vae_scale_factor) for side in sides), strict=True))
 
 
 def _level(scheduler: Any, path: NoisePath, steps: int, first: Tensor) -> Level:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from copy import deepcopy
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, Literal
 
 from torch import Tensor
 
 from diffprobe.paths import NoisePath, RectifiedFlow, VarianceExploding, VariancePreserving
+
+_TRIED = (3, 10, 50)
+#: Settings of schedulers that space their levels in other ways.
+SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas", "use_dynamic_shifting")
 
 
 def path_of(scheduler: Any) -> NoisePath:
@@ -24,10 +31,92 @@ def path_of(scheduler: Any) -> NoisePath:
     return VariancePreserving(table, offset=int(getattr(settings, "steps_offset", 0)), end=_end(scheduler))
 
 
+def visited(path: NoisePath, scheduler: Any, spacing: Callable[[int], Mapping[str, Any]] = lambda n: {}) -> NoisePath:
+    """The path with the levels that this scheduler visits: by the path's own rule where that gives them, else by asking the scheduler.
+
+    `spacing` is what the pipeline passes to `set_timesteps` beside the number of steps.
+    """
+    visits = Visits(scheduler, path, spacing)
+    if all(_same(path, visits, n) for n in _TRIED if n < int(scheduler.config.get("num_train_timesteps", 1000))):
+        return path
+    assert isinstance(path, VariancePreserving | VarianceExploding | RectifiedFlow)
+    return replace(path, grid=visits)
+
+
+@dataclass(frozen=True, eq=False)
+class Visits:
+    """The times at which a scheduler asks its network in n steps, in the path's own units; raises ValueError for an n that it cannot take.
+
+    Solvers that have sigmas are asked for those; the others for their timesteps, which index a table. A level that is visited twice, as
+    second-order solvers do, counts once.
+    """
+
+    scheduler: Any
+    path: NoisePath
+    spacing: Callable[[int], Mapping[str, Any]]
+
+    def __call__(self, n: int) -> tuple[float, ...]:
+        asked = deepcopy(self.scheduler)
+        try:
+            asked.set_timesteps(n, **self.spacing(n))
+        except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
+            raise ValueError(f"{n} steps: {type(asked).__name__} cannot take them ({error})") from error
+        times = [time for time, _ in groupby(self._time(asked, index) for index in range(len(asked.timesteps)))]
+        return tuple(time for index, time in enumerate(times) if not index or time < times[index - 1])
+
+    def _time(self, asked: Any, index: int) -> float:
+        if not hasattr(asked, "sigmas"):
+            return float(asked.timesteps[index])
+        level = float(asked.sigmas[index])
+        if not isinstance(self.path, VariancePreserving):
+            return level
+        shown = float(asked.timesteps[index])  # a whole index of the table, where it is one, and not what float32 makes of it
+        whole = shown.is_integer() and 0 <= shown < len(self.path.alphas_cumprod)
+        exact = whole and math.isclose(float(self.path.ratio(shown)), level, rel_tol=1e-4)
+        return shown if exact else float(self.path.time(level))
+
+
+def _same(path: NoisePath, visits: Visits, n: int) -> bool:
+    """Whether a path's own rule gives the levels of a scheduler."""
+    try:
+        found, own = visits(n), path.levels(n)
+    except ValueError:
+        return False
+    return len(found) == len(own) and all(math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-3) for a, b in zip(found, own, strict=True))
+
+
+def shift_of(scheduler: Any, tokens: int) -> Mapping[str, float]:
+    """What a flow's scheduler that shifts by the image's size is told for so many tokens (Esser et al. 2024, S5.3.2); nothing else.
+
+    mu runs linearly from `base_shift` at `base_image_seq_len` tokens to `max_shift` at `max_image_seq_len`; the shift is exp(mu), or mu.
+    """
+    settings = scheduler.config
+    if not settings.get("use_dynamic_shifting"):
+        return {}
+    few, many = settings.get("base_image_seq_len", 256), settings.get("max_image_seq_len", 4096)
+    low, high = settings.get("base_shift", 0.5), settings.get("max_shift", 1.15)
+    slope = (high - low) / (many - few)
+    return {"mu": tokens * slope + (low - slope * few)}
+
+
 def distilled(scheduler: Any) -> dict[str, str]:
     """What identifies a network that was distilled to leap to data (LCM, TCD): it gives no E[x_0 | x_t], and its steps have no inverse."""
     kind = type(scheduler).__name__
     return {"distilled": kind} if kind in {"LCMScheduler", "TCDScheduler"} else {}
+
+
+def described(scheduler: Any) -> str:
+    """A scheduler in words: its class, how it spaces its steps, what its network predicts, and whether its noisiest level is pure noise."""
+    settings = scheduler.config
+    spaced = [name.removeprefix("use_") for name in SPACINGS if settings.get(name)]
+    words = [type(scheduler).__name__, str(settings.get("timestep_spacing") or ""), *spaced]
+    shift = settings.get("flow_shift" if settings.get("use_flow_sigmas") else "shift")
+    if shift and not settings.get("use_dynamic_shifting"):
+        words.append(f"shift {shift:g}")
+    if settings.get("rescale_betas_zero_snr"):
+        words.append("zero terminal SNR")
+    words.append(str(settings.get("prediction_type") or ""))
+    return ", ".join(word.replace("_", " ") for word in words if word)
 
 
 def shown_ratio(scheduler: Any, path: NoisePath, timestep: Tensor | float) -> float:

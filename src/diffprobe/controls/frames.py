@@ -119,7 +119,11 @@ def mixed_condition(condition: Any, weights: Tensor) -> Any:
     Raises UserError for conditions that are no numbers, such as classes.
     """
     if isinstance(condition, TextCondition):
-        return TextCondition(*(mixed_condition(part, weights) for part in (condition.states, condition.pooled)))
+        mixed = replace(condition, mask=None).each(lambda part: mixed_condition(part, weights))
+        if condition.mask is None:
+            return mixed
+        counted = (weights.to(condition.mask.device) != 0).float() @ condition.mask.float()  # a token counts where one of them has it
+        return replace(mixed, mask=(counted > 0).to(condition.mask.dtype))
     if not (isinstance(condition, Tensor) and condition.is_floating_point()):
         raise UserError("this model's conditions are classes, which do not mix: give one prompt for all images")
     return torch.tensordot(weights.to(condition.device, torch.float32), condition.float(), dims=1).to(condition.dtype)

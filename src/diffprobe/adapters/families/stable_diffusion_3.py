@@ -1,0 +1,67 @@
+"""Stable Diffusion 3 and 3.5: a transformer on three text encoders' states (the T5 may be left out), which predicts a flow's velocity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+from torch import Tensor
+
+from diffprobe.adapters.conditions import TextCondition, no_text, text_and_pooled
+from diffprobe.adapters.denoisers import Convention, convention
+from diffprobe.adapters.families.base import Family, Pipelines, blank_text, deployed, square, with_network
+from diffprobe.adapters.pipelines import PipelineEditor
+from diffprobe.adapters.schedulers import path_of, shift_of, visited
+from diffprobe.model import Model
+
+
+@dataclass(frozen=True, eq=False)
+class FlowTransformer:
+    """Stable Diffusion 3's transformer. Conditions are a `TextCondition`; None is the empty prompt."""
+
+    transformer: Any
+    convention: Convention
+    nothing: Callable[[], TextCondition]
+
+    def __call__(self, x: Tensor, t: Tensor | float, cond: Any = None) -> Tensor:
+        text = (self._nothing if cond is None else cond).expand(len(x))
+        raw = self.transformer(
+            hidden_states=self.convention.shown(x, t).to(self.transformer.dtype),
+            timestep=self.convention.clock(x, t),
+            encoder_hidden_states=text.states,
+            pooled_projections=text.pooled,
+        ).sample
+        return self.convention.clean(x, t, raw)
+
+    @cached_property
+    def _nothing(self) -> TextCondition:
+        return self.nothing()
+
+
+def build(pipelines: Pipelines) -> Model:
+    """A model with every capability; where its scheduler shifts by the image's size, the path's levels are those of the native one."""
+    model, pipe = deployed(pipelines), pipelines.either
+    spaced = partial(_spacing, pipe)
+    _, *sides = square(pipe)
+    path = visited(path_of(pipe.scheduler), pipe.scheduler, lambda n: spaced(n, (sides[0], sides[1])))
+    texts = text_and_pooled(pipe, 3)
+    editor = replace(model.editor, path=path, spacing=spaced) if isinstance(model.editor, PipelineEditor) else None
+    denoiser = FlowTransformer(pipe.transformer, convention(path, pipe.scheduler), no_text(pipe, texts))
+    return with_network(replace(model, path=path, editor=editor), denoiser, texts)
+
+
+def _spacing(pipe: Any, num_inference_steps: int, sides: tuple[int, int]) -> Mapping[str, Any]:
+    patch = int(pipe.transformer.config.patch_size)
+    return shift_of(pipe.scheduler, (sides[0] // patch) * (sides[1] // patch))
+
+
+def blank(pipe: Any, rows: int) -> TextCondition:
+    """States as both CLIPs and, where it is there, the T5 would give them, one after the other, and pooled text."""
+    settings = pipe.transformer.config
+    tokens = 77 + (256 if pipe.text_encoder_3 is not None else 77)
+    return blank_text(pipe.transformer, rows, (tokens, int(settings.joint_attention_dim)), int(settings.pooled_projection_dim))
+
+
+FAMILY = Family("Stable Diffusion 3 and 3.5", "StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", build, blank)
