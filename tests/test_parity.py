@@ -16,7 +16,7 @@ from diffprobe.adapters.conditions import TextCondition
 from diffprobe.adapters.families import FAMILIES
 from diffprobe.adapters.families.flux import FluxDenoiser
 from diffprobe.adapters.load import load
-from diffprobe.adapters.pipelines import network_of
+from diffprobe.adapters.pipelines import PipelineEditor, network_of
 from diffprobe.model import EditSettings, GenerateSettings, Model
 from diffprobe.paths import RectifiedFlow, VariancePreserving
 from diffprobe.sampling import Guidance, final, guided, trajectory
@@ -214,12 +214,12 @@ def test_the_denoiser_is_the_schedulers_own_prediction(models: Any, row: Row, mo
 def predicted(scheduler: Any, done: Any, output: Tensor, sample: Tensor, index: int) -> Tensor:
     """The clean sample as the scheduler has it; a flow's Euler scheduler keeps it to itself: the sample less sigma times the velocity."""
     if hasattr(scheduler, "model_outputs"):
-        return scheduler.model_outputs[-1].clone()
-    if hasattr(scheduler, "scale_noise"):
-        return sample - scheduler.sigmas[index] * output
-    if isinstance(done, tuple):
-        return done[1].clone()
-    return done.pred_original_sample.clone()
+        clean: Tensor = scheduler.model_outputs[-1]
+    elif hasattr(scheduler, "scale_noise"):
+        clean = sample - scheduler.sigmas[index] * output
+    else:
+        clean = done[1] if isinstance(done, tuple) else done.pred_original_sample
+    return clean.clone()
 
 
 def latents(row: Row, model: Model, rows: Tensor) -> Tensor:
@@ -227,7 +227,8 @@ def latents(row: Row, model: Model, rows: Tensor) -> Tensor:
     if row.family != "Flux":
         return rows
     _, height, width = shape(row, model)
-    return pipe_of(model)._unpack_latents(rows, height * 2, width * 2, 2)
+    unpacked: Tensor = pipe_of(model)._unpack_latents(rows, height * 2, width * 2, 2)
+    return unpacked
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
@@ -308,9 +309,10 @@ def test_our_loop_gives_the_edit_that_the_pipeline_gives(models: Any, row: Row, 
 
 def levels_of(row: Row, model: Model, n: int) -> tuple[float, ...]:
     """The path's levels; where they go with the image's size, those of this size."""
+    assert model.path is not None
     scheduler = pipe_of(model).scheduler
-    if not scheduler.config.get("use_dynamic_shifting"):
-        return tuple(model.path.levels(n))
+    if not (scheduler.config.get("use_dynamic_shifting") and isinstance(model.editor, PipelineEditor)):
+        return model.path.levels(n)
     _, height, width = shape(row, model)
     scheduler.set_timesteps(n, **model.editor.spacing(n, (height, width)))
     return tuple(scheduler.sigmas[:-1].tolist())

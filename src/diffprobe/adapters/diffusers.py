@@ -24,9 +24,10 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 FLOWS = ("StableDiffusion3", "Flux")
 #: Parts that are left out: what looks at finished pictures and blackens some.
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
-ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+ERRORS = (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 #: What to do about a pipeline that cannot be loaded, by a word of the libraries' error.
 REMEDIES = {
+    "torchsde": "pip install torchsde, or save the pipeline with another scheduler",
     "torchvision": "pip uninstall torchvision, which nothing here needs",
     "tiktoken": "pip install sentencepiece protobuf, without which a T5 tokenizer's spiece.model is taken for tiktoken's",
 }

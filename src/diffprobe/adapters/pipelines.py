@@ -23,7 +23,8 @@ Spacing = Callable[[int, tuple[int, int]], Mapping[str, Any]]
 Unpacking = Callable[[Tensor, tuple[int, int]], Tensor]
 
 
-def _alone(num_inference_steps: int, sides: tuple[int, int]) -> Mapping[str, Any]:
+def alone(num_inference_steps: int, sides: tuple[int, int]) -> Mapping[str, Any]:
+    """Nothing."""
     return {}
 
 
@@ -39,7 +40,7 @@ class PipelineEditor:
     codec: VaeCodec
     path: NoisePath
     size: int
-    spacing: Spacing = _alone
+    spacing: Spacing = alone
     unpacked: Unpacking = _as_given
     strength_axis: ClassVar[bool] = True
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import Any, Literal
 
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from diffprobe.paths import NoisePath, RectifiedFlow, VarianceExploding, VariancePreserving
 
 _TRIED = (3, 10, 50)
+_EQUAL = 1e-4  # of a ratio: what float32 leaves between two visits of one level
 #: Settings of schedulers that space their levels in other ways.
 SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas", "use_dynamic_shifting")
 
@@ -37,8 +37,9 @@ def visited(path: NoisePath, scheduler: Any, spacing: Callable[[int], Mapping[st
     `spacing` is what the pipeline passes to `set_timesteps` beside the number of steps.
     """
     visits = Visits(scheduler, path, spacing)
-    if all(_same(path, visits, n) for n in _TRIED if n < int(scheduler.config.get("num_train_timesteps", 1000))):
-        return path
+    found = _tried(visits)
+    if all(_same(path, times) for times in found.values()) or any(len(times) != n for n, times in found.items()):
+        return path  # what visits other numbers of levels makes half steps, as Runge-Kutta's methods do
     assert isinstance(path, VariancePreserving | VarianceExploding | RectifiedFlow)
     return replace(path, grid=visits)
 
@@ -61,8 +62,11 @@ class Visits:
             asked.set_timesteps(n, **self.spacing(n))
         except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
             raise ValueError(f"{n} steps: {type(asked).__name__} cannot take them ({error})") from error
-        times = [time for time, _ in groupby(self._time(asked, index) for index in range(len(asked.timesteps)))]
-        return tuple(time for index, time in enumerate(times) if not index or time < times[index - 1])
+        times = list[float]()
+        for time in (self._time(asked, index) for index in range(len(asked.timesteps))):
+            if not times or float(self.path.ratio(time)) < (1 - _EQUAL) * float(self.path.ratio(times[-1])):
+                times.append(time)
+        return tuple(times)
 
     def _time(self, asked: Any, index: int) -> float:
         if not hasattr(asked, "sigmas"):
@@ -76,13 +80,23 @@ class Visits:
         return shown if exact else float(self.path.time(level))
 
 
-def _same(path: NoisePath, visits: Visits, n: int) -> bool:
-    """Whether a path's own rule gives the levels of a scheduler."""
-    try:
-        found, own = visits(n), path.levels(n)
-    except ValueError:
-        return False
-    return len(found) == len(own) and all(math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-3) for a, b in zip(found, own, strict=True))
+def _tried(visits: Visits) -> dict[int, tuple[float, ...]]:
+    """The levels of a few numbers of steps, of which one can be taken at least; raises ValueError as the last of them does."""
+    most = int(visits.scheduler.config.get("num_train_timesteps", 1000))
+    found = dict[int, tuple[float, ...]]()
+    for n in [n for n in _TRIED if n < most]:
+        try:
+            found[n] = visits(n)
+        except ValueError:
+            if n == _TRIED[-1] and not found:
+                raise
+    return found
+
+
+def _same(path: NoisePath, times: tuple[float, ...]) -> bool:
+    """Whether a path's own rule gives these levels."""
+    own = path.levels(len(times))
+    return all(math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-3) for a, b in zip(times, own, strict=True))
 
 
 def shift_of(scheduler: Any, tokens: int) -> Mapping[str, float]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffprobe.adapters.codecs import VaeCodec
 from diffprobe.adapters.conditions import TextCondition
-from diffprobe.adapters.pipelines import PipelineEditor, PipelineGenerator, side
+from diffprobe.adapters.pipelines import PipelineEditor, PipelineGenerator, Spacing, alone, side
 from diffprobe.adapters.schedulers import path_of, visited
 from diffprobe.model import Model
 
@@ -48,16 +48,19 @@ class Family:
     blank: Callable[[Any, int], Any]
 
 
-def deployed(pipelines: Pipelines) -> Model:
-    """What most families share: path, autoencoder, and the pipelines as they are deployed; the denoiser is the family's to add."""
+def deployed(pipelines: Pipelines, spacing: Spacing = alone) -> Model:
+    """What most families share: path, autoencoder, and the pipelines as they are deployed; the denoiser is the family's to add.
+
+    Where `spacing` goes with the image's size, the path's levels are those of the native one.
+    """
     pipe = pipelines.either
-    codec, size = VaeCodec(pipe.vae, pipelines.device), side(pipe)
-    path = visited(path_of(pipe.scheduler), pipe.scheduler)
+    codec, size, (_, height, width) = VaeCodec(pipe.vae, pipelines.device), side(pipe), square(pipe)
+    path = visited(path_of(pipe.scheduler), pipe.scheduler, lambda n: spacing(n, (height, width)))
     return Model(
         name="",
         path=path,
         codec=codec,
-        editor=None if pipelines.edits is None else PipelineEditor(pipelines.edits, codec, path, size),
+        editor=None if pipelines.edits is None else PipelineEditor(pipelines.edits, codec, path, size, spacing),
         generator=None if pipelines.made is None else PipelineGenerator(pipelines.made, codec, size),
         device=str(pipelines.device),
         shape=square(pipe),

@@ -14,8 +14,8 @@ from torch import Tensor
 from diffprobe.adapters.conditions import TextCondition, expanded
 from diffprobe.adapters.denoisers import Convention, convention
 from diffprobe.adapters.families.base import Family, Pipelines, blank_text, deployed, with_network
-from diffprobe.adapters.pipelines import PipelineEditor, PipelineGenerator, execution, side
-from diffprobe.adapters.schedulers import path_of, shift_of, visited
+from diffprobe.adapters.pipelines import PipelineEditor, PipelineGenerator, execution
+from diffprobe.adapters.schedulers import shift_of
 from diffprobe.model import Model
 
 
@@ -54,10 +54,6 @@ class FluxDenoiser:
 def build(pipelines: Pipelines) -> Model:
     """A model with every capability. Its shift goes with the image's size: the path's levels are those of the native one."""
     pipe = pipelines.either
-    pixels = side(pipe)
-    latents = pixels // int(pipe.vae_scale_factor)
-    spaced = partial(_spacing, pipe)
-    path = visited(path_of(pipe.scheduler), pipe.scheduler, lambda n: spaced(n, (latents, latents)))
     embeds = bool(pipe.transformer.config.guidance_embeds)
     facts = {"guidance": "a scale that the network is told; 1 in the denoiser" if embeds else "none: guidance_scale does nothing"}
 
@@ -68,11 +64,12 @@ def build(pipelines: Pipelines) -> Model:
     def condition(prompts: Sequence[str]) -> TextCondition:
         return expanded(encode, prompts)
 
-    shared = deployed(pipelines)
-    editor = replace(shared.editor, path=path, spacing=spaced, unpacked=unpacked) if isinstance(shared.editor, PipelineEditor) else None
+    shared = deployed(pipelines, partial(_spacing, pipe))
+    assert shared.path is not None
+    editor = replace(shared.editor, unpacked=unpacked) if isinstance(shared.editor, PipelineEditor) else None
     generator = replace(shared.generator, unpacked=unpacked) if isinstance(shared.generator, PipelineGenerator) else None
-    model = replace(shared, path=path, editor=editor, generator=generator, facts=facts)
-    return with_network(model, FluxDenoiser(pipe.transformer, convention(path, pipe.scheduler), lambda: condition([""])), condition)
+    denoiser = FluxDenoiser(pipe.transformer, convention(shared.path, pipe.scheduler), lambda: condition([""]))
+    return with_network(replace(shared, editor=editor, generator=generator, facts=facts), denoiser, condition)
 
 
 def packed(x: Tensor) -> Tensor:

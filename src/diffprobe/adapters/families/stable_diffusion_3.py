@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -11,9 +11,8 @@ from torch import Tensor
 
 from diffprobe.adapters.conditions import TextCondition, no_text, text_and_pooled
 from diffprobe.adapters.denoisers import Convention, convention
-from diffprobe.adapters.families.base import Family, Pipelines, blank_text, deployed, square, with_network
-from diffprobe.adapters.pipelines import PipelineEditor
-from diffprobe.adapters.schedulers import path_of, shift_of, visited
+from diffprobe.adapters.families.base import Family, Pipelines, blank_text, deployed, with_network
+from diffprobe.adapters.schedulers import shift_of
 from diffprobe.model import Model
 
 
@@ -41,18 +40,16 @@ class FlowTransformer:
 
 
 def build(pipelines: Pipelines) -> Model:
-    """A model with every capability; where its scheduler shifts by the image's size, the path's levels are those of the native one."""
-    model, pipe = deployed(pipelines), pipelines.either
-    spaced = partial(_spacing, pipe)
-    _, *sides = square(pipe)
-    path = visited(path_of(pipe.scheduler), pipe.scheduler, lambda n: spaced(n, (sides[0], sides[1])))
+    """A model with every capability."""
+    pipe = pipelines.either
+    model = deployed(pipelines, partial(_spacing, pipe))
+    assert model.path is not None
     texts = text_and_pooled(pipe, 3)
-    editor = replace(model.editor, path=path, spacing=spaced) if isinstance(model.editor, PipelineEditor) else None
-    denoiser = FlowTransformer(pipe.transformer, convention(path, pipe.scheduler), no_text(pipe, texts))
-    return with_network(replace(model, path=path, editor=editor), denoiser, texts)
+    return with_network(model, FlowTransformer(pipe.transformer, convention(model.path, pipe.scheduler), no_text(pipe, texts)), texts)
 
 
 def _spacing(pipe: Any, num_inference_steps: int, sides: tuple[int, int]) -> Mapping[str, Any]:
+    """The shift of the image's size, where the scheduler has one."""
     patch = int(pipe.transformer.config.patch_size)
     return shift_of(pipe.scheduler, (sides[0] // patch) * (sides[1] // patch))
 
