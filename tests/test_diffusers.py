@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import DiffusionPipeline, StableDiffusionImg2ImgPipeline
 
 from diffprobe import rng
@@ -293,3 +294,46 @@ def test_an_unknown_device_or_dtype_is_refused(pipelines: Folder) -> None:
         load(str(pipelines("sd")), device="cdua")
     with pytest.raises(UserError, match="unknown dtype"):
         load(str(pipelines("sd")), torch_dtype="float8")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("manner", ["offload", "offload-layers", "balanced"])
+def test_manners_of_placing_need_an_accelerator(pipelines: Folder, manner: str) -> None:
+    if torch.cuda.is_available():
+        assert load(str(pipelines("sd")), device=manner).facts["placed"] == manner
+        return
+    with pytest.raises(UserError, match=f"device '{manner}' needs an accelerator, and there is none here: use --device cpu"):
+        load(str(pipelines("sd")), device=manner)
+
+
+def test_a_dtype_that_a_device_does_not_compute_in_is_refused(pipelines: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise RuntimeError("not implemented for 'Half'")
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", refused)
+    with pytest.raises(UserError, match="device 'cpu' does not compute in float16: use another --dtype or float32"):
+        load(str(pipelines("sd")), torch_dtype="float16", device="cpu")
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux"])
+def test_a_model_whose_layers_are_fetched_as_they_run_gives_the_same(pipelines: Folder, family: str) -> None:
+    """As offloading by layers does, with the CPU in the accelerator's place: weights lie elsewhere between two calls."""
+    model = load(str(pipelines(family)))
+    x, prompts = rng.normal((4 if family != "sd3" else 16, 16, 16), "test.diffusers", [0]), ["a red star"]
+
+    def asked() -> tuple[torch.Tensor, ...]:
+        assert model.denoiser is not None
+        assert model.condition is not None
+        assert model.codec is not None
+        assert model.editor is not None
+        with torch.no_grad():
+            clean = model.denoiser(x, 0.5, model.condition(prompts))
+            edited = model.editor.edit(x, prompts, [0], EditSettings(0.5, 4, 3.0)).images
+            return clean, edited, model.codec.decode(x), model.codec.encode(torch.zeros(1, 3, 32, 32))
+
+    before = asked()
+    assert isinstance(model.editor, PipelineEditor)
+    for part in model.editor.pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            cpu_offload(part, execution_device=torch.device("cpu"), offload_buffers=True)
+            assert next(part.parameters()).device.type == "meta"
+    assert all(torch.equal(one, other) for one, other in zip(before, asked(), strict=True))

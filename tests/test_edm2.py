@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffprobe.adapters.codecs import PixelCodec
 from diffprobe.adapters.edm2 import read_published
-from diffprobe.adapters.edm2_codec import LatentCodec, LatentScale, PixelCodec
+from diffprobe.adapters.edm2_codec import LatentCodec, LatentScale
 from diffprobe.adapters.edm2_denoiser import Edm2Denoiser
 from diffprobe.adapters.load import load
 from diffprobe.errors import UserError

@@ -189,7 +189,7 @@ def test_what_only_shapes_the_summary_measures_nothing_again(run: Run, tmp_path:
 
 def test_a_model_that_lacks_what_a_probe_needs_stops_before_anything_is_written(tmp_path: Path) -> None:
     bare = Model("bare", path=exact_model("gaussian").path)
-    with pytest.raises(UserError, match="drift needs codec and editor; 'bare' has none: drop the probe, or wrap the model with one"):
+    with pytest.raises(UserError, match="drift needs editor; 'bare' has none: drop the probe, or wrap the model with one"):
         start(with_model(bare), [PROBE], tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

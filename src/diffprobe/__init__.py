@@ -12,10 +12,14 @@ if TYPE_CHECKING:
     from diffprobe.adapters.load import load as load
     from diffprobe.adapters.load import rig as rig
     from diffprobe.adapters.load import with_checkpoints as with_checkpoints
+    from diffprobe.adapters.wrapping import wrap as wrap
     from diffprobe.errors import UserError as UserError
     from diffprobe.measures.stats import Estimate as Estimate
     from diffprobe.model import Model as Model
     from diffprobe.model import Rig as Rig
+    from diffprobe.paths import RectifiedFlow as RectifiedFlow
+    from diffprobe.paths import VarianceExploding as VarianceExploding
+    from diffprobe.paths import VariancePreserving as VariancePreserving
     from diffprobe.probes.consistency import Consistency as Consistency
     from diffprobe.probes.drift import Drift as Drift
     from diffprobe.probes.geometry import Field as Field
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from diffprobe.probes.speciation import Push as Push
     from diffprobe.probes.speciation import Speciation as Speciation
     from diffprobe.probes.speciation import Sweep as Sweep
+    from diffprobe.runs.asked import asked as asked
     from diffprobe.runs.compare import Comparison as Comparison
     from diffprobe.runs.compare import compare as compare
     from diffprobe.runs.gate import GateResult as GateResult
@@ -50,12 +55,16 @@ _NAMES = {
     "Model": "diffprobe.model:Model",
     "Partition": "diffprobe.probes.speciation:Partition",
     "Push": "diffprobe.probes.speciation:Push",
+    "RectifiedFlow": "diffprobe.paths:RectifiedFlow",
     "Rig": "diffprobe.model:Rig",
     "Run": "diffprobe.runs.result:Run",
     "Slice": "diffprobe.probes.geometry:Slice",
     "Speciation": "diffprobe.probes.speciation:Speciation",
     "Sweep": "diffprobe.probes.speciation:Sweep",
     "UserError": "diffprobe.errors:UserError",
+    "VarianceExploding": "diffprobe.paths:VarianceExploding",
+    "VariancePreserving": "diffprobe.paths:VariancePreserving",
+    "asked": "diffprobe.runs.asked:asked",
     "compare": "diffprobe.runs.compare:compare",
     "controls": "diffprobe.controls:",
     "gate": "diffprobe.runs.gate:gate",
@@ -65,6 +74,7 @@ _NAMES = {
     "run": "diffprobe.runs.result:start",
     "with_checkpoints": "diffprobe.adapters.load:with_checkpoints",
     "worlds": "diffprobe.worlds:",
+    "wrap": "diffprobe.adapters.wrapping:wrap",
 }
 __all__ = [
     "Comparison",
@@ -79,12 +89,16 @@ __all__ = [
     "Model",
     "Partition",
     "Push",
+    "RectifiedFlow",
     "Rig",
     "Run",
     "Slice",
     "Speciation",
     "Sweep",
     "UserError",
+    "VarianceExploding",
+    "VariancePreserving",
+    "asked",
     "compare",
     "controls",
     "gate",
@@ -94,6 +108,7 @@ __all__ = [
     "run",
     "with_checkpoints",
     "worlds",
+    "wrap",
 ]
 
 

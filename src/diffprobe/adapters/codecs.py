@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +65,24 @@ class VaeCodec:
         return {"latents": f"{type(self.vae).__name__}, less {shift:g}, times {settings.scaling_factor:g}"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PixelCodec:
-    """For networks of pixels: images in [0, 1] to x in [-1, 1], and back."""
+    """Images [B, 3, H, W] in [0, 1] are what the network sees, on a scale on which black is `low` and white `high`."""
+
+    low: float = -1.0
+    high: float = 1.0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def fingerprint(self) -> str:
+        """Its scale, by which a run knows it again."""
+        return f"identity/{self.low:g}/{self.high:g}"
 
     def encode(self, images: Tensor) -> Tensor:
-        return images * 2 - 1
+        return images.to(self.device) * (self.high - self.low) + self.low
 
     def decode(self, latents: Tensor) -> Tensor:
-        return latents / 2 + 0.5
+        return (latents.to(self.device) - self.low) / (self.high - self.low)
 
 
 def kind_of_codec(folder: Path) -> str | None:

@@ -49,18 +49,23 @@ def load_pipeline(spec: str, options: LoadOptions, *, name: str | None = None, l
     identity = {**origin, "weights": digest_folder(folder), "family": kind, "dtype": str(dtype).removeprefix("torch.")}
     loaded = dtype if lora is None else torch.float32  # a fused adapter may be smaller than half precision resolves
     absent: dict[str, Any] = {part: None for part, kinds in parts.items() if kinds[0] is None or part in UNUSED}
-    made, edits = _pipelines(folder, FAMILIES[kind], {"dtype": loaded, "variant": options.variant, **absent})
+    spread = {"device_map": "balanced"} if options.manner == "balanced" else {}
+    made, edits = _pipelines(folder, FAMILIES[kind], {"dtype": loaded, "variant": options.variant, **spread, **absent})
     pipe = made if edits is None else edits
     if lora is not None:
         identity |= _add_lora(pipe, lora, options, lora_scale)
-    _settle(pipe, device, dtype)
+    _settle(pipe, options.manner, device, dtype)
     check_scheduler(kind, pipe.scheduler)
     identity |= distilled(pipe.scheduler)
     model = assemble(kind, made, edits, device)
     if isinstance(model.editor, InstructEditor):
         identity["image_guidance_scale"] = str(model.editor.image_guidance_scale)
-    checked = {"safety checker": "left out: it would blacken images after they are made"} if parts.get("safety_checker", (None,))[0] else {}
-    return replace(model, name=name or Path(spec).name, identity=identity, facts={**model.facts, **checked})
+    facts = dict(model.facts)
+    if parts.get("safety_checker", (None, None))[0]:
+        facts["safety checker"] = "left out: it would blacken images after they are made"
+    if options.manner:
+        facts["placed"] = options.manner
+    return replace(model, name=name or Path(spec).name, identity=identity, facts=facts)
 
 
 def assemble(kind: str, made: Any, edits: Any, device: torch.device) -> Model:
@@ -72,15 +77,22 @@ def assemble(kind: str, made: Any, edits: Any, device: torch.device) -> Model:
     return replace(model, facts={**told_of(model, made if edits is None else edits), **model.facts})
 
 
-def _settle(pipe: Any, device: torch.device, dtype: torch.dtype) -> None:
-    """Put the networks where they run; the autoencoder stays in float32.
+def _settle(pipe: Any, manner: str | None, device: torch.device, dtype: torch.dtype) -> None:
+    """Put the networks where they run, in one of `weights.MANNERS` where it is given; the autoencoder stays in float32.
 
     Half precision overflows in SDXL's decoder, and blurs what is to be measured in any.
     """
     with quiet():
-        pipe.to(device, dtype)
+        if manner is None:
+            pipe.to(device, dtype)
+        elif manner != "balanced":
+            pipe.to("cpu", dtype)
         if hasattr(pipe, "vae") and pipe.vae.dtype != torch.float32:
             pipe.vae.to(torch.float32)
+        if manner == "offload":
+            pipe.enable_model_cpu_offload(device=device)
+        elif manner == "offload-layers":
+            pipe.enable_sequential_cpu_offload(device=device)
 
 
 def _pipelines(folder: Path, family: Family, options: dict[str, Any]) -> tuple[Any, Any]:

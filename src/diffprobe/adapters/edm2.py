@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffprobe.adapters.edm2_codec import LatentScale, PixelCodec, latent_codec
+from diffprobe.adapters.codecs import PixelCodec
+from diffprobe.adapters.edm2_codec import LatentScale, latent_codec
 from diffprobe.adapters.edm2_denoiser import Edm2Denoiser, classes_by_name
 from diffprobe.adapters.edm2_network import Edm2, Edm2Config
 from diffprobe.adapters.published import fill
@@ -44,7 +45,7 @@ def load_edm2(spec: str, options: LoadOptions) -> Model:
     identity["unconditional"] = str(others.get("uncond", "zeros in place of a class")) if config.label_dim else "the network itself"
     if "uncond" in others:
         identity["unconditional_weights"] = digest_file(others["uncond"])
-    codec: Codec | None = PixelCodec(device) if config.img_channels == 3 else None
+    codec: Codec | None = PixelCodec(device=device) if config.img_channels == 3 else None
     if "vae" in others:
         codec = latent_codec(others["vae"], config.img_channels, device, scale)
         identity |= {"vae_source": str(others["vae"]), "vae": digest_folder(others["vae"])}

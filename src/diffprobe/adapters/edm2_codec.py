@@ -38,19 +38,6 @@ class LatentScale:
 
 
 @dataclass(frozen=True, eq=False)
-class PixelCodec:
-    """Pixels are what the network sees, from -1 to 1."""
-
-    device: torch.device
-
-    def encode(self, images: Tensor) -> Tensor:
-        return images.to(self.device) * 2 - 1
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return latents.to(self.device) / 2 + 0.5
-
-
-@dataclass(frozen=True, eq=False)
 class LatentCodec:
     """An AutoencoderKL in float32 with EDM2's own scale: the posterior's mean, each channel to the moments that the network sees.
 

@@ -18,9 +18,17 @@ SUMS = "SHA256SUMS"
 _BLOB = re.compile(r"[0-9a-f]{64}")
 
 
+#: Devices that are manners of placing: parts moved to the accelerator while they run, layer by layer, or spread over several.
+MANNERS = ("offload", "offload-layers", "balanced")
+FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
 @dataclass(frozen=True)
 class LoadOptions:
-    """How weights are found and placed. `dtype` None: float32 on the CPU, bfloat16 on an accelerator."""
+    """How weights are found and placed. `device` is a torch device, "auto", or one of MANNERS, which need an accelerator.
+
+    `dtype` None: float32 on the CPU, bfloat16 on an accelerator that has it and float16 on one that has not.
+    """
 
     device: str = "auto"
     dtype: str | None = None
@@ -28,19 +36,44 @@ class LoadOptions:
     variant: str | None = None
     local_files_only: bool = False
 
+    @property
+    def manner(self) -> str | None:
+        """Which of MANNERS, if any."""
+        return self.device if self.device in MANNERS else None
+
     def place(self) -> tuple[torch.device, torch.dtype]:
         """The device and the number format of the networks; raises UserError where either is not to be had."""
-        name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
-        if name.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError(f"device '{name}' is not available here: use --device cpu", exit_code=4)
-        known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-        if self.dtype is not None and self.dtype not in known:
-            raise UserError(f"unknown dtype '{self.dtype}': choose from {', '.join(known)}")
-        default = "float32" if name == "cpu" else "bfloat16"
+        there = torch.cuda.is_available()
+        name = ("cuda" if there else "cpu") if self.device == "auto" else "cuda" if self.manner else self.device
+        if name.startswith("cuda") and not there:
+            needs = "needs an accelerator, and there is none" if self.manner else "is not available"
+            raise UserError(f"device '{self.device}' {needs} here: use --device cpu", exit_code=4)
+        if self.dtype is not None and self.dtype not in FORMATS:
+            raise UserError(f"unknown dtype '{self.dtype}': choose from {', '.join(FORMATS)}")
         try:
-            return torch.device(name), known[self.dtype or default]
+            device = torch.device(name)
         except RuntimeError as error:
-            raise UserError(f"unknown device '{name}': use cpu, cuda or cuda:<number>") from error
+            raise UserError(f"unknown device '{name}': use cpu, cuda or cuda:<number>, or {', '.join(MANNERS)}") from error
+        brief = "bfloat16" if not there or torch.cuda.is_bf16_supported() else "float16"
+        dtype = FORMATS[self.dtype or ("float32" if device.type == "cpu" else brief)]
+        _check_format(device, dtype)
+        return device, dtype
+
+
+def _check_format(device: torch.device, dtype: torch.dtype) -> None:
+    """Raise UserError where a device does not compute in a number format: tried, since no table of devices is complete."""
+    if dtype == torch.float32 or device.type == "meta":
+        return
+    name = next(name for name, known in FORMATS.items() if known == dtype)
+    native = device.type != "cuda" or dtype != torch.bfloat16 or torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        x = torch.ones(1, 4, 8, 8, device=device, dtype=dtype)
+        x = torch.nn.functional.conv2d(x, torch.ones(4, 4, 3, 3, device=device, dtype=dtype), padding=1)
+        torch.nn.functional.scaled_dot_product_attention(x, x, x)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device '{device}' does not compute in {name}: use another --dtype or float32", exit_code=4) from error
+    if not native:
+        raise UserError(f"device '{device}' only emulates {name}: use float16 or float32", exit_code=4)
 
 
 def resolve(spec: str, revision: str | None = None, local_files_only: bool = False) -> tuple[Path, dict[str, str]]:

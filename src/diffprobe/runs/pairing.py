@@ -198,7 +198,7 @@ def _notes(frames: list[pd.DataFrame], keys: list[tuple[Any, ...]]) -> Iterator[
         return
     if all({"sigma", "strength"} <= set(frame) for frame in frames):
         a, b = (frame.loc[keys, "sigma"].to_numpy(np.float64) for frame in frames)
-        apart = ~np.isclose(a, b, rtol=0.01, equal_nan=True)
+        apart = ~np.isclose(a, b, rtol=0.01, equal_nan=True) & ~np.isnan(a) & ~np.isnan(b)
         if apart.any():
             share, first = apart.mean(), int(np.flatnonzero(apart)[0])
             yield f"The same strength starts at another noise level in {share:.0%} of the pairs (sigma {a[first]:.3g} and {b[first]:.3g})."

@@ -69,7 +69,7 @@ def build(pipelines: Pipelines) -> Model:
         name="",
         path=path,
         denoiser=PixelDenoiser(pipe.unet, convention(path, pipe.scheduler)),
-        codec=PixelCodec(),
+        codec=PixelCodec(device=pipelines.device),
         generator=PixelGenerator(pipe, size),
         device=str(pipelines.device),
         shape=(channels, size, size),

@@ -19,13 +19,14 @@ from diffprobe.model import EditSettings, Level, Rig
 from diffprobe.probes.base import Cell, Cost
 from diffprobe.probes.drift.editors import PIPELINE, editor_of, evaluations_of, level_of
 from diffprobe.probes.drift.looks import DIRECTIONS, apart, compare, embedded, gains, linear
-from diffprobe.probes.looks import decode, features, flaw, native, resized, valid, vectors, webp
+from diffprobe.probes.looks import decode, encoded, features, flaw, native, resized, valid, vectors, webp
 
 
 @dataclass(frozen=True)
 class Originals:
     """A few images seen once: their encoding, what the codec alone does to them, their features, the decoder's gain there.
 
+    Of a model without a codec, whose editor takes the images themselves, there are the features alone.
     `resolution` is what the pipeline works at (None: its native size), `measured` what images are compared at (None: the same).
     `gain` is left out where no drift is decomposed: it costs eight decodings an image.
     """
@@ -45,28 +46,26 @@ class Originals:
         return Cost(samples=n, decodings=n * (1 + 2 * DIRECTIONS * self.gain), bytes=n * 24_000)
 
     def measure(self, rig: Rig) -> pa.Table:
-        assert rig.model.codec is not None
         seen, flags = _images(rig, self)
-        work = resized(seen, _working_size(rig, self))
-        with torch.no_grad():
-            parts = [rig.model.codec.encode(part).float().cpu() for part in work.split(rig.batch_size)]
-        latents = torch.cat(parts).clone(memory_format=torch.contiguous_format)  # laid out as they will be read back, to the bit
-        rebuilt = resized(_rebuilt(rig, self, latents), seen.shape[-1]).clamp(0, 1)
         columns: dict[str, Any] = {
             "image": [name(source) for source in self.sources],
             "domain": [domain(source) for source in self.sources],
             "flag": flags,
-            "latent": vectors(latents.flatten(1)),
-            "shape": [list(latents.shape[1:])] * len(latents),
-            **compare(seen, rebuilt, flags),
-            **apart(rig, seen, rebuilt, flags),
         }
-        if self.gain:
-            columns["gain"] = gains(rig, latents)
+        rebuilt = None
+        if rig.model.codec is not None:
+            latents = encoded(rig, rig.model, resized(seen, _working_size(rig, self)))
+            latents = latents.clone(memory_format=torch.contiguous_format)  # laid out as they will be read back, to the bit
+            rebuilt = resized(_rebuilt(rig, self, latents), seen.shape[-1]).clamp(0, 1)
+            columns |= {"latent": vectors(latents.flatten(1)), "shape": [list(latents.shape[1:])] * len(latents)}
+            columns |= {**compare(seen, rebuilt, flags), **apart(rig, seen, rebuilt, flags)}
+            if self.gain:
+                columns["gain"] = gains(rig, latents)
         for label, embedder in rig.embedders.items():
             before = features(rig, embedder, seen)
             columns[f"feature:{label}"] = vectors(before)
-            columns[f"cosine:{label}"] = valid(similarity.cosine_distance(before, features(rig, embedder, rebuilt)), flags)
+            if rebuilt is not None:
+                columns[f"cosine:{label}"] = valid(similarity.cosine_distance(before, features(rig, embedder, rebuilt)), flags)
         columns["picture"] = [webp(image) if self.keep else None for image in seen]
         return pa.table(columns)
 
@@ -142,9 +141,11 @@ class Edits:
         return Cost(n, n * steps, n * (4 if self.budget else 1), n * (12_000 if self.originals.keep else 400) + 4000)
 
     def measure(self, rig: Rig, originals: pa.Table) -> pa.Table:
-        assert rig.model.codec is not None
-        latents, flags = unpack(originals)
         seen, _ = _images(rig, self.originals)
+        if rig.model.codec is None:
+            latents, flags = resized(seen, _working_size(rig, self.originals)), originals["flag"].to_pylist()
+        else:
+            latents, flags = unpack(originals)
         prompts = [caption(source) if self.prompt is None else self.prompt for source in self.originals.sources]
         strength = equal_start(rig, self.strength, self.num_inference_steps, self.reference_steps)
         edited, moved, level, guided = _edit(rig, self, latents, prompts, strength)
@@ -213,7 +214,7 @@ def _rebuilt(rig: Rig, cell: Originals, latents: Tensor) -> Tensor:
     return rig.memo(("drift.rebuilt", cell), lambda: decode(rig, latents))
 
 
-def _edit(rig: Rig, cell: Edits, latents: Tensor, prompts: Sequence[str], strength: float) -> tuple[Tensor, Tensor, Level, bool]:
+def _edit(rig: Rig, cell: Edits, latents: Tensor, prompts: Sequence[str], strength: float) -> tuple[Tensor, Tensor, Level, bool | None]:
     editor = editor_of(rig.model, cell.editor)
     settings = EditSettings(strength, cell.num_inference_steps, cell.guidance_scale, cell.negative_prompt)
     done = [
@@ -229,7 +230,8 @@ def _working_size(rig: Rig, cell: Originals) -> int:
     return cell.resolution or native(rig.model)
 
 
-def _constants(cell: Edits, strength: float, level: Level, guided: bool, n: int) -> dict[str, list[Any]]:
+def _constants(cell: Edits, strength: float, level: Level, guided: bool | None, n: int) -> dict[str, Any]:
+    """What is the same in all rows; what the editor does not say is null, and of the type that it has elsewhere."""
     values = {
         "editor": cell.editor,
         "strength": strength,
@@ -243,4 +245,6 @@ def _constants(cell: Edits, strength: float, level: Level, guided: bool, n: int)
         "guided": guided,
         "resolution": cell.originals.resolution or 0,
     }
-    return {column: [value] * n for column, value in values.items()}
+    untold = {} if level.told else {"steps": pa.int64(), "t_start": pa.float64(), "alpha": pa.float64(), "sigma": pa.float64()}
+    types = {"guided": pa.bool_(), **untold}
+    return {column: pa.array([None if column in untold else value] * n, types.get(column)) for column, value in values.items()}

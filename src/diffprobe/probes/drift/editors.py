@@ -20,13 +20,13 @@ def editor_of(model: Model, name: str) -> ImageEditor:
 
 
 def level_of(model: Model, strength: float, num_inference_steps: int) -> Level:
-    """Where every editor of a model begins at a strength."""
+    """Where every editor of a model begins at a strength; UNTOLD where its pipeline does not say."""
     return (model.editor or InversionEditor(model)).level(strength, num_inference_steps)
 
 
 def needs_of(name: str) -> frozenset[str]:
-    """The capabilities of a model without which it has no editor of this name."""
-    return frozenset({"editor"} if name == PIPELINE else {"denoiser", "path", "condition"})
+    """The capabilities of a model without which it has no editor of this name; a pipeline without a codec edits images themselves."""
+    return frozenset({"editor"} if name == PIPELINE else {"denoiser", "path", "condition", "codec"})
 
 
 def evaluations_of(name: str, guidance_scale: float) -> int:

@@ -57,20 +57,21 @@ def _over(summary: Summary, metric: str, title: str, caption: str) -> Chart:
 
 
 def _laws(summary: Summary) -> Iterator[Chart]:
-    """The means against the noise level with the fitted laws, and which law wins how often."""
+    """The means against the noise level, or the strength where that is not told, with the fitted laws; which law wins how often."""
     found = summary.selection
     if not found.support:
         return
-    sigma = np.asarray(found.levels.sigma, np.float64)
-    rows = tuple({"sigma": float(x), "value": float(y), "series": "measured"} for x, y in zip(sigma, found.means, strict=True))
-    curves = tuple(row for name in _foremost(found) for row in _curve(summary, name))
+    axis = _SIGMA if summary.main.told else _STRENGTH
+    places = np.asarray(getattr(found.levels, axis.column), np.float64)
+    rows = tuple({axis.column: float(x), "value": float(y), "series": "measured"} for x, y in zip(places, found.means, strict=True))
+    curves = tuple(row for name in _foremost(found) for row in _curve(summary, name, axis.column))
     yield Chart(
         "laws",
         "Which law the drift follows",
         "Means at the levels that were run (points), and what the foremost laws and the published one say there (lines).",
         "scatter",
         rows,
-        _SIGMA,
+        axis,
         Axis("value", "mean squared error"),
         series=Axis("series", "law"),
         curves=curves,
@@ -86,13 +87,13 @@ def _foremost(found: Selection) -> list[str]:
     return names if "strength^2" in names or "strength^2" not in found.support else [*names, "strength^2"]
 
 
-def _curve(summary: Summary, name: str) -> list[Row]:
-    """A law's predictions at the measured levels."""
+def _curve(summary: Summary, name: str, column: str) -> list[Row]:
+    """A law's predictions at the measured levels, placed by that one of their fields."""
     found = summary.selection
     fit, levels = found.support[name].fit, Levels(*(np.asarray(part, np.float64) for part in found.levels))
     x, _ = regressors(*levels)[name]
     values = predict(fit, x)
-    return [{"sigma": float(s), "value": float(v), "series": name} for s, v in zip(np.asarray(levels.sigma), values, strict=True)]
+    return [{column: float(s), "value": float(v), "series": name} for s, v in zip(getattr(levels, column), values, strict=True)]
 
 
 def _parts(summary: Summary) -> Chart:
@@ -154,7 +155,7 @@ def _row(e: Estimate, **more: str) -> Row:
     return {
         "strength": e.facets["strength"],
         "sigma": e.facets.get("sigma"),
-        "steps": e.facets["steps"],
+        "steps": e.facets.get("steps"),
         "value": e.value,
         "lo": e.lo,
         "hi": e.hi,

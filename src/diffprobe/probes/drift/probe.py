@@ -64,7 +64,9 @@ class Drift:
         "noise which the denoiser leaves (contraction), times how far what is left points where the decoder amplifies (alignment).\n\n"
         "An editor that inverts adds no noise: from the encoded image it climbs to that level by the deterministic sampler's steps "
         "backwards, under the same prompt, and comes down from there. It climbs without guidance, but for the fixed point, which undoes "
-        "the very steps that come down. There is no noise then to leave a share of."
+        "the very steps that come down. There is no noise then to leave a share of.\n\n"
+        "An editor that does not say where it starts, such as a remote service, is given the image itself. Its edits are compared with the "
+        "image and set against the strength alone."
     )
 
     images: str = "world"
@@ -125,8 +127,8 @@ class Drift:
 
     @property
     def needs(self) -> frozenset[str]:
-        """A codec, and what its editors need."""
-        return frozenset({"codec"}).union(*map(needs_of, self.editors))
+        """What its editors need."""
+        return frozenset[str]().union(*map(needs_of, self.editors))
 
     @classmethod
     def preset(cls, budget: Literal["quick", "standard", "paper"]) -> Drift:
@@ -138,26 +140,49 @@ class Drift:
         return cls(count=10_000, prompt_sets=("null",), strengths=(0.4,), keep_images=64)
 
     def suited(self, model: Model) -> Drift:
-        """This probe without editors that the model cannot have; with one strength, 1, where its pipeline ignores strength."""
+        """This probe without editors that the model cannot have; with one strength, 1, where its pipeline ignores strength.
+
+        Without the parts of the drift where the pipeline tells none apart.
+        """
         able = tuple(name for name in self.editors if needs_of(name) <= model.capabilities) or self.editors
         axis = model.editor is None or model.editor.strength_axis or PIPELINE not in able
-        return replace(self, editors=able, strengths=self.strengths if axis else (1.0,))
+        if PIPELINE in able and not self._told(model):
+            able = (PIPELINE,)  # an inversion begins where the pipeline does
+        parts = PIPELINE not in able or model.editor is None or (model.codec is not None and self._told(model))
+        return replace(self, editors=able, strengths=self.strengths if axis else (1.0,), budget=self.budget and parts)
 
     def check(self, model: Model) -> None:
-        """Raise UserError where this model cannot be asked: no strength axis, a strength that runs no step, no inversion."""
+        """Raise UserError where this model cannot be asked: no strength axis, a strength that runs no step, no inversion, no parts."""
         if PIPELINE in self.editors and model.editor is not None and not model.editor.strength_axis and self.strengths != (1.0,):
             raise UserError(
                 f"{model.name} has no strength axis (its pipeline ignores `strength` and starts from pure noise), so a sweep would measure "
                 "one level many times: set strengths to [1.0], or drop the drift probe for it"
             )
+        self._check_parts(model)
         for strength in self.strengths:
             for steps in self.num_inference_steps[: 1 if self.equal_start else None]:
-                if level_of(model, strength, steps).steps < 1:
+                level = level_of(model, strength, steps)
+                if level.told and level.steps < 1:
                     raise UserError(f"strength {strength} runs no step of {steps} on {model.name}: raise either")
         if set(self.editors) != {PIPELINE}:
             _, _, condition = parts_of(model)
             if "null-text" in self.editors:
                 check_optimisable(condition([""]), max(self.guidance_scale))
+
+    def _check_parts(self, model: Model) -> None:
+        """Raise UserError where the settings ask a pipeline for what it does not say of itself."""
+        told = self._told(model)
+        why = f"'{model.name}' does not say at which noise level its edits start" if not told else f"'{model.name}' has no codec"
+        if self.budget and PIPELINE in self.editors and not (told and model.codec is not None):
+            raise UserError(f"{why}, so no part of its drift can be told from another: set budget to false")
+        if not told and set(self.editors) != {PIPELINE}:
+            raise UserError(f"{why}, where an inversion would have to begin: set editors to ['{PIPELINE}']")
+        if not told and self.equal_start:
+            raise UserError(f"{why}, so none can be kept over numbers of steps: set equal_start to false")
+
+    def _told(self, model: Model) -> bool:
+        """Whether the model's pipeline, if it has one, says at which noise level a strength starts."""
+        return model.editor is None or model.editor.level(1.0, self.num_inference_steps[0]).told
 
     def plan(self) -> Iterator[Originals | DecoderNoise | Edits]:
         """All cells, the cells of the same images together."""

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from diffprobe.measures.drift import Factors, Levels, Selection, StrengthBudget
+from diffprobe.measures.drift import HYPOTHESES, Factors, Levels, Selection, StrengthBudget
 from diffprobe.measures.stats import Estimate
 from diffprobe.probes.drift.editors import PIPELINE
 
@@ -41,6 +41,16 @@ class Slice:
         """Whether its editor climbs to its level without noise, so that there is none whose share could be left."""
         return self.setting["editor"] != PIPELINE
 
+    @property
+    def told(self) -> bool:
+        """Whether its editor says at which noise level a strength starts."""
+        return bool(self.levels["sigma"].notna().all())
+
+    @property
+    def laws(self) -> tuple[str, ...]:
+        """The laws that can be tried: all, or those of the strength alone where nothing else is told."""
+        return tuple(name for name, law in HYPOTHESES.items() if self.told or law.axis == "strength")
+
     def matrix(self, metric: str) -> Array:
         """[images, levels], nan where no sample counts."""
         table = self.rows.pivot_table(index="image", columns="requested_strength", values=metric, aggfunc="mean", dropna=False)
@@ -49,10 +59,16 @@ class Slice:
     def facets(self, strength: float) -> dict[str, str | float | int]:
         """Where the edits at a strength started; a start from pure noise (a flow's strength 1) has no noise-to-signal ratio."""
         level, sigma = self.levels.loc[strength], float(self.levels.loc[strength, "sigma"])
-        return {**self.setting, "strength": strength, "steps": int(level["steps"])} | ({"sigma": sigma} if np.isfinite(sigma) else {})
+        steps = {"steps": int(level["steps"])} if self.told else {}
+        return {**self.setting, "strength": strength, **steps} | ({"sigma": sigma} if np.isfinite(sigma) else {})
 
     def kernel(self, metric: str) -> tuple[Levels, Array]:
-        """The levels that a law can be fitted to, which as good as pure noise is not, and the metric there, [images, levels]."""
+        """The levels that a law can be fitted to, which as good as pure noise is not, and the metric there, [images, levels].
+
+        Where nothing else is told the strength stands in every field: it keeps the levels apart, and `laws` read no other.
+        """
+        if not self.told:
+            return Levels(*[self.levels["strength"].to_numpy(np.float64)] * 4), self.matrix(metric)
         fit = self.levels["sigma"].to_numpy(np.float64) < PURE_NOISE
         columns = (self.levels[name].to_numpy(np.float64)[fit] for name in ("strength", "steps", "alpha", "sigma"))
         return Levels(*columns), self.matrix(metric)[:, fit]

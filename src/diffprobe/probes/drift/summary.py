@@ -29,6 +29,7 @@ from diffprobe.probes.drift.pictures import charts
 from diffprobe.probes.drift.slices import LOOKS, Array, Asked, Slice, Summary, slices
 
 _MANY = 2000  # images beyond which Student's interval is as good as the bootstrap's, and a thousand times cheaper
+_UNTRIED = "the editor does not say at which noise level a strength starts"
 UNITS = {"mse": "", "psnr": "dB", "ssim": "", "relative_mse": "", "gradient_similarity": ""}
 
 
@@ -39,7 +40,7 @@ def summarise(asked: Asked, records: Records) -> Findings:
     edits, originals = _frame(records["Edits"]), _frame(records["Originals"])
     parts, metrics = tuple(slices(asked, edits)), _metrics(edits)
     main = parts[0]
-    selection = select_law(*main.kernel("mse"), level=asked.level)
+    selection = _selected(main, "mse", asked.level)
     summary = Summary(
         asked,
         parts,
@@ -127,12 +128,20 @@ def _laws(slices: Sequence[Slice], metrics: Sequence[str], selection: Selection,
     """Every hypothesis fitted to the mean squared error and to each instrument's distance, in every setting."""
     for part in slices:
         for metric in ("mse", *(name for name in metrics if name.startswith(LOOKS))):
-            found = selection if part is slices[0] and metric == "mse" else select_law(*part.kernel(metric), level=level)
+            found = selection if part is slices[0] and metric == "mse" else _selected(part, metric, level)
             for name, support in found.support.items():
                 facets = {**part.setting, "metric": metric, "law": name}
                 for quantity in ("k", "c", "r2"):
                     yield estimated("drift", f"kernel_{quantity}", getattr(support, quantity), found.n, facets)
                 yield estimated("drift", "kernel_share", Interval(support.share, np.nan, np.nan), found.n, facets)
+            for name in (name for name in HYPOTHESES if name not in part.laws):
+                facets = {**part.setting, "metric": metric, "law": name}
+                for quantity in ("k", "c", "r2", "share"):
+                    yield Estimate("drift", f"kernel_{quantity}", None, None, None, found.n, "", facets, _UNTRIED)
+
+
+def _selected(part: Slice, metric: str, level: float) -> Selection:
+    return select_law(*part.kernel(metric), hypotheses=part.laws, level=level)
 
 
 def _differences(slices: Sequence[Slice], level: float) -> Iterator[Estimate]:

@@ -20,6 +20,7 @@ def sentences(summary: Summary, estimates: Sequence[Estimate]) -> Iterator[str]:
     yield from _size(summary, at_top, top)
     yield from _parts(at_top, top)
     yield from _law(summary)
+    yield from _untold(summary)
     yield from _other_laws(summary, estimates)
     yield from _allowed(summary)
     yield from _settings(summary, estimates, top)
@@ -69,6 +70,14 @@ def _law(summary: Summary) -> Iterator[str]:
     )
     law = f"{HYPOTHESES[found.winner].formula} ({found.winner}; best in {best.share:.0%} of resamples, R² {best.fit.r2:.3f})"
     yield f"{firmness} the law {law}{rest}."
+
+
+def _untold(summary: Summary) -> Iterator[str]:
+    if not summary.main.told:
+        yield (
+            "The editor does not say at which noise level a strength starts: laws of the noise and of the steps are not tried, "
+            "and the error is not divided into parts."
+        )
 
 
 def _other_laws(summary: Summary, estimates: Sequence[Estimate]) -> Iterator[str]:
