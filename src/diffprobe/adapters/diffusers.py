@@ -15,7 +15,7 @@ from diffprobe.adapters.codecs import VaeCodec, kind_of_codec, load_codec
 from diffprobe.adapters.families import FAMILIES, Family, Pipelines
 from diffprobe.adapters.pipelines import InstructEditor, PipelineEditor
 from diffprobe.adapters.schedulers import described, distilled
-from diffprobe.adapters.weights import LoadOptions, check_digests, damage, digest_file, digest_folder, quiet, resolve
+from diffprobe.adapters.weights import Identity, LoadOptions, check_digests, damage, digest_file, quiet, resolve, weight_files
 from diffprobe.errors import UserError
 from diffprobe.model import Model
 
@@ -46,7 +46,8 @@ def load_pipeline(spec: str, options: LoadOptions, *, name: str | None = None, l
     check_digests(folder)
     check_parts(folder, parts)
     device, dtype = options.place()
-    identity = {**origin, "weights": digest_folder(folder), "family": kind, "dtype": str(dtype).removeprefix("torch.")}
+    weight_files(folder)
+    identity = {**origin, "family": kind, "dtype": str(dtype).removeprefix("torch.")}
     loaded = dtype if lora is None else torch.float32  # a fused adapter may be smaller than half precision resolves
     absent: dict[str, Any] = {part: None for part, kinds in parts.items() if kinds[0] is None or part in UNUSED}
     spread = {"device_map": "balanced"} if options.manner == "balanced" else {}
@@ -65,7 +66,7 @@ def load_pipeline(spec: str, options: LoadOptions, *, name: str | None = None, l
         facts["safety checker"] = "left out: it would blacken images after they are made"
     if options.manner:
         facts["placed"] = options.manner
-    return replace(model, name=name or Path(spec).name, identity=identity, facts=facts)
+    return replace(model, name=name or Path(spec).name, identity=Identity(folder, identity), facts=facts)
 
 
 def assemble(kind: str, made: Any, edits: Any, device: torch.device) -> Model:

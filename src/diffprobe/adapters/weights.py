@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -125,15 +127,52 @@ def quiet() -> Iterator[None]:
 def digest_folder(folder: Path) -> str:
     """sha256 over the names and contents of the weight files (safetensors) below a folder; hub blobs already carry theirs."""
     total = hashlib.sha256()
+    for file in weight_files(folder):
+        content = digest_file(file).removeprefix("sha256:")
+        total.update(f"{file.relative_to(folder).as_posix()}:{content}\n".encode())
+    return f"sha256:{total.hexdigest()}"
+
+
+class Identity(Mapping[str, str]):
+    """What identifies a model loaded from a folder. The digest of its weights is computed beside all else, and waited for when it is read.
+
+    Hashing a file takes longer than mapping it into memory, so that loading would cost ten times what it needs.
+    """
+
+    def __init__(self, folder: Path, known: Mapping[str, str]) -> None:
+        """`known`: everything else. Raises UserError where the folder holds no weights."""
+        weight_files(folder)
+        self._known = {"weights": "", **known}
+        self._found: Future[str] = Future()
+        Thread(target=self._compute, args=(folder,), name="diffprobe-digest", daemon=True).start()
+
+    def __getitem__(self, name: str) -> str:
+        return self._found.result() if name == "weights" else self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+    def _compute(self, folder: Path) -> None:
+        try:
+            self._found.set_result(digest_folder(folder))
+        except BaseException as error:  # whoever waits is told
+            self._found.set_exception(error)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files below a folder, in order; raises UserError where there is none."""
     files = sorted(folder.rglob("*.safetensors"))
     if not files:
         raise UserError(
             f"{folder} holds no .safetensors file: save the pipeline with safe_serialization=True (pickled weights are never read)"
         )
-    for file in files:
-        content = digest_file(file).removeprefix("sha256:")
-        total.update(f"{file.relative_to(folder).as_posix()}:{content}\n".encode())
-    return f"sha256:{total.hexdigest()}"
+    return files
 
 
 def digest_file(file: Path) -> str:
