@@ -2,10 +2,20 @@
 
 import numpy as np
 import pytest
+import scipy.stats as ss
 
 from diffprobe.measures.sets import frechet_interval, neighbour_scores
-from diffprobe.measures.sets.contrasts import contrast, frechet_scored, mean_scored, neighbours_scored, scored_interval, share_interval
+from diffprobe.measures.sets.contrasts import (
+    Scored,
+    contrast,
+    frechet_scored,
+    mean_scored,
+    neighbours_scored,
+    scored_interval,
+    share_interval,
+)
 from diffprobe.measures.stats import mean_interval
+from diffprobe.measures.stats.intervals import score_limits
 
 
 def test_a_contrast_is_that_of_paired_means_and_of_the_published_interval() -> None:
@@ -42,3 +52,12 @@ def test_contrasts_keep_their_level() -> None:
         covered += found.lo <= 4 * (wide - 1) ** 2 <= found.hi
     assert (rejected <= 0.12 * runs).all()
     assert covered >= 0.87 * runs
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_share_of_all_or_none_has_wilsons_interval_though_its_neighbours_move(value: float) -> None:
+    moved = np.linspace(-1, 1, 12)
+    lo, hi = score_limits(value, 12, float(ss.t.ppf(0.975, 11)))
+    found = share_interval(Scored(value, moved, np.empty(0), np.empty(0)), 12)
+    assert (found.lo, found.hi) == pytest.approx((lo, hi))
+    assert 0 <= found.lo < found.hi <= 1

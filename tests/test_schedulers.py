@@ -26,6 +26,12 @@ EXTRA: tuple[dict[str, Any], ...] = (
     {"use_beta_sigmas": True},
     {"timestep_spacing": "trailing"},
 )
+    {},
+    {"use_karras_sigmas": True},
+    {"use_exponential_sigmas": True},
+    {"use_beta_sigmas": True},
+    {"timestep_spacing": "trailing"},
+)
 #: Schedulers whose class says that they fit a family and that do not: a package is missing, or a setting is another family's.
 APART = {"DPMSolverSDEScheduler", "EDMEulerScheduler"}
 FAMILIES = {"sd": "StableDiffusion", "sdxl": "StableDiffusionXL", "sd3": "StableDiffusion3", "flux": "Flux"}

@@ -111,6 +111,35 @@ def test_settings_and_back(probe: Probe) -> None:
         ({"model": 3, "probes": ["drift"]}, "the study: 'model' is 3"),
         ({"embedders": "clip:x", "probes": ["drift"]}, "the study: 'embedders' is 'clip:x'"),
         ({"probes": [{"kind": "drift", "count": "all"}]}, "drift: 'count' is 'all'"),
+        ({"stand_ins": {"drfit.images": "x"}, "probes": ["drift"]}, "unknown probe of this study 'drfit': did you mean 'drift'?"),
+        ({"stand_ins": {"drift.image": "x"}, "probes": ["drift"]}, "unknown setting of drift 'image': did you mean 'images'?"),
+        ({"reports": [{"what": "x", "note": "y", "valeu": 1}], "probes": ["drift"]}, "the study: 'reports.0.valeu' is 1"),
+        ({"reports": [{"what": "x"}], "probes": ["drift"]}, "the report 'x' needs a 'quantity' and a 'value', or else a 'note'"),
+        ({"reports": [{"what": "x", "note": "y", "value": 1}], "probes": ["drift"]}, "the report 'x' needs a 'quantity'"),
+        ({"reports": [{"what": "x", "quantity": "mse", "value": 1}], "probes": ["drift"]}, "needs a quantity such as 'drift.mse'"),
+        ({"reports": [{"what": "x", "quantity": "drift.mse"}], "probes": ["drift"]}, "with a 'value' or with 'lo' and 'hi'"),
+        ({"reports": [{"what": "x", "quantity": "drift.mse", "value": 1, "lo": 0}], "probes": ["drift"]}, "with a 'value' or with"),
+        (
+            {"reports": [{"what": "x", "quantity": "drift.mse", "value": 1, "plus_minus": 1}], "probes": ["drift"]},
+            "'plus_minus' and 'spread: sd'",
+        ),
+        (
+            {"reports": [{"what": "x", "quantity": "drift.mse", "value": 1, "plus_minus": 1, "spread": "sd"}], "probes": ["drift"]},
+            "with sd also 'n'",
+        ),
+        (
+            {"reports": [{"what": "x", "quantity": "drift.mse", "lo": 1, "plus_minus": 1, "spread": "se"}], "probes": ["drift"]},
+            "a range has none",
+        ),
+        ({"reports": [{"what": "x", "quantity": "drfit.mse", "value": 1}], "probes": ["drift"]}, "unknown probe of this study 'drfit'"),
+        (
+            {"models": {"a": "b"}, "reports": [{"what": "x", "quantity": "drift.mse", "value": 1}], "probes": ["drift"]},
+            "the report 'x' needs 'model:', one of a",
+        ),
+        (
+            {"models": {"a": "b"}, "reports": [{"what": "x", "note": "y", "model": "c"}], "probes": ["drift"]},
+            "unknown model of this study 'c'",
+        ),
         ({"probes": [{"kind": "drift", "count": 2.5}]}, "drift: 'count' is 2.5"),
         ({"probes": [{"kind": "drift", "budget": "maybe"}]}, "drift: 'budget' is 'maybe'"),
         ({"probes": [{"kind": "drift", "strengths": ["strong"]}]}, "drift: 'strengths.0' is 'strong'"),
@@ -190,13 +219,20 @@ COMPARISONS = {
 }
 
 
-IMAGES = {"consistency-embedded": (3, 100 * 20), "consistency-sdxl-pixart": (2, 100 * 20), "consistency-sdxl-lora": (2, 50 * 20)}
+IMAGES = {
+    "consistency-embedded": (3, 100 * 20),
+    "consistency-sdxl-pixart": (2, 100 * 20),
+    "consistency-sdxl-lora": (2, 50 * 20),
+    "consistency-repetitions": (1, 10 * 100),
+}
 
 #: Latents at which a map is described.
 GEOMETRY = {
     "geometry-embedded": 5 * 60 + 60 + 24 * 3 * 5 + 24**2,
     "geometry-sd14": 3 * 20_000,
     "geometry-sd14-slice": 512**2,
+    "geometry-sd14-level-sets": 50_000 + 100 * 500,
+    "geometry-sd14-populations": 4 * 1000,
     "geometry-sd14-trajectories": 100 * 6 * 51 + 100 * 51,
 }
 
@@ -205,8 +241,15 @@ MIXTURES = {
     "interpolation-embedded": (3, 2 * 11 * 7 * 16 * 2),
     "interpolation-sd15": (1, 10 * 6 * 6 * 1000),
     "interpolation-sd35": (1, 10 * 6 * 6 * 1000),
-    "interpolation-sd15-steps": (1, 3 * 7 * 8),
+    "interpolation-sd15-steps": (1, 3 * 6 * 8),
     "interpolation-sd15-null-text": (1, 2 * 6 * 8),
+    "interpolation-sd15-centroids": (1, 2 * 4 * 6 * 8),
+    "interpolation-sd15-generated": (1, 2 * 2 * 6 * 8),
+    "interpolation-sd35-centroids": (1, 4 * 6 * 8),
+    "interpolation-sd35-generated": (1, 2 * 2 * 6 * 8),
+    "interpolation-sd35-twelve": (1, 5 * 3 * 8),
+    "interpolation-channels": (2, 8 * 7 * 8),
+    "interpolation-offsets": (1, 0),
 }
 
 #: Models, partitions, and trajectories a condition.
@@ -215,14 +258,18 @@ LADDERS = {
     "speciation-guidance": (1, 5, 64, 50),
     "speciation-edm2-chosen": (1, 6, 1500, 64),
     "speciation-edm2-all": (1, 1000, 150, 64),
-    "speciation-sd15": (1, 11, 200, 100),
-    "speciation-sdxl": (1, 11, 200, 100),
+    "speciation-edm2-guidance": (1, 3, 1500, 64),
+    "speciation-sd15": (1, 4, 200, 100),
+    "speciation-sd15-car": (1, 4, 200, 100),
+    "speciation-sd15-cat": (1, 3, 200, 100),
+    "speciation-sdxl": (1, 4, 200, 100),
     "speciation-sd35": (1, 11, 200, 100),
 }
 
 
 def test_every_shipped_recipe_is_here() -> None:
-    assert set(recipes()) == set(COMPARISONS) | set(IMAGES) | set(LADDERS) | set(GEOMETRY) | set(MIXTURES)
+    planned = set(COMPARISONS) | set(IMAGES) | set(LADDERS) | set(GEOMETRY) | set(MIXTURES)
+    assert set(recipes()) == planned | {"speciation-edm2-sweep"}  # which needs a folder of images before it can be planned
 
 
 @pytest.mark.parametrize("name", sorted(GEOMETRY))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import platform
@@ -13,17 +12,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import pandas as pd
 import pyarrow as pa
 import torch
+from markupsafe import Markup
 
-from diffprobe.errors import UserError
+from diffprobe.errors import UserError, unknown
 from diffprobe.files import explained
 from diffprobe.measures.stats import Estimate
 from diffprobe.model import Rig
 from diffprobe.probes.base import Findings, Probe
-from diffprobe.report.document import Document, Failure, Section
-from diffprobe.report.figures import write_figures
+from diffprobe.report import charts
+from diffprobe.report.document import Document, Failure, Section, named_charts, unique
+from diffprobe.report.figures import drawing, write_figures
+from diffprobe.report.numbers import flat, number, shown
 from diffprobe.report.page import write_report
 from diffprobe.runs.execute import Progress, execute, plan
 from diffprobe.runs.store import SCHEMA, Store
@@ -66,7 +69,7 @@ class Run:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row an estimate, with lo, hi and n; facets are columns."""
+        """One row an estimate, with lo, hi and n; facets are columns (`facet_n` for one of the name of another column)."""
         return pd.DataFrame([flat(estimate) for estimate in self.estimates])
 
     @property
@@ -75,10 +78,7 @@ class Run:
 
     def records(self, probe: str, cells: str | None = None) -> pd.DataFrame:
         """The raw rows of a probe: of its main cells, or of the class of cells named."""
-        chosen = next((candidate for candidate in self.probes if candidate.name == probe), None)
-        if chosen is None:
-            raise UserError(f"this run has no probe '{probe}': it has {', '.join(p.name for p in self.probes)}")
-        tables = self.tables(probe)
+        chosen, tables = self._probe(probe), self.tables(probe)
         name = cells or chosen.rows
         if name not in tables:
             raise UserError(f"nothing of '{name}' is measured yet; there is {', '.join(tables) or 'nothing'}")
@@ -100,16 +100,52 @@ class Run:
         with explained(target):
             return write_report(self._document(), target)
 
-    def figures(self) -> list[Path]:
-        """Write every chart as SVG and PNG into `figures/` of the run."""
-        with explained(self.path / "figures"):
-            return write_figures(self._document(), self.path / "figures")
+    def figures(self, out: str | Path | None = None) -> list[Path]:
+        """Write every chart as SVG and PNG into a folder, `figures/` of the run by default; returns their paths."""
+        folder = Path(out) if out else self.path / "figures"
+        with explained(folder):
+            return write_figures(self._document(), folder)
+
+    def chart(self, probe: str, name: str) -> alt.LayerChart | alt.FacetChart:
+        """A chart of the report as an altair object, which a notebook shows: to change its settings, or to `save` it.
+
+        `name` is the chart's own, or that of its file in `figures/` after the probe's. Raises UserError for what there is not.
+        """
+        prefix = f"{self._probe(probe).name}-"
+        named = named_charts(self._document())
+        chosen = named.get(key := unique([prefix + name])[0])
+        if chosen is None:
+            raise unknown("chart", name, [key.removeprefix(prefix) for key in named if key.startswith(prefix)])
+        if not (chosen.rows or chosen.curves):
+            raise UserError(f"nothing to draw in {key}: no row of it is measured; see `diffprobe status {self.path}`")
+        return drawing(chosen, charts.domains(named.values()))
+
+    def _repr_html_(self) -> str:
+        """The main numbers and the verdicts, for notebooks."""
+        row = Markup("<tr><td>{}</td><td>{}</td><td>{} {}</td><td>{}</td><td>{}</td></tr>")
+        rows, verdicts = Markup(), Markup()
+        for name, findings in self.findings.items():
+            for card in findings.cards:
+                value, interval, unit, reason = shown(card.estimate)
+                rows += row.format(name, card.title, value, unit, interval or reason, number(card.estimate.n))
+            verdicts += Markup().join(Markup("<li>{}</li>").format(verdict) for verdict in findings.verdicts)
+        head = Markup("<p><b>{}</b>: {} of {} cells measured, {} failed</p>")
+        told = head.format(self.about["model"]["name"], self.done, self.planned, len(self.failures))
+        columns = Markup("<tr><th>probe</th><th></th><th>value</th><th>interval</th><th>n</th></tr>")
+        return str(told + Markup("<table>{}{}</table><ul>{}</ul>").format(columns, rows, verdicts))
+
+    def _probe(self, name: str) -> Probe:
+        chosen = next((probe for probe in self.probes if probe.name == name), None)
+        if chosen is None:
+            raise UserError(f"this run has no probe '{name}': it has {', '.join(probe.name for probe in self.probes)}")
+        return chosen
 
     def _document(self) -> Document:
         sections = tuple(Section(p.name, p.question, self.findings[p.name], p.method, p.cites) for p in self.probes)
         failed = tuple(Failure(key, f"{item['probe']}: {item['class']}", item["error"]) for key, item in self.failures.items())
         identity = {
             **{f"model {name}": str(value) for name, value in self.about["model"].items()},
+            **{f"about its {name}": str(value) for name, value in self.about.get("facts", {}).items()},
             **{f"instrument {name}": str(value) for name, value in self.about["embedders"].items()},
             **{f"version of {name}": str(value) for name, value in self.about["versions"].items()},
             "machine": str(self.about["machine"]),
@@ -176,6 +212,7 @@ def describe(rig: Rig, probes: Sequence[Probe]) -> dict[str, Any]:
         "embedders": rig.fingerprints,
         "probes": [settings(probe) for probe in probes],
         "versions": {name: metadata.version(name) for name in _PACKAGES},
+        "facts": dict(rig.model.facts),
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads, device {rig.model.device}",
         "batch_size": rig.batch_size,
         "created": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
@@ -187,12 +224,6 @@ def _checkpoints(rig: Rig, probes: Iterable[Probe]) -> dict[str, str]:
     names = dict.fromkeys(name for probe in probes for name in getattr(probe, "checkpoints", ()))
     told = {name: json.dumps(dict(rig.model.checkpoints[name]().identity), sort_keys=True) for name in names}
     return {f"checkpoint {name}": hashlib.sha256(identity.encode()).hexdigest()[:16] for name, identity in told.items()}
-
-
-def flat(estimate: Estimate) -> dict[str, Any]:
-    """An estimate as one flat object: its fields, then its facets."""
-    fields = {field.name: getattr(estimate, field.name) for field in dataclasses.fields(estimate) if field.name != "facets"}
-    return {**fields, **estimate.facets}
 
 
 def _agreed(store: Store, about: dict[str, Any], extend: bool) -> dict[str, Any]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, get_type_hints
+from typing import Any, Literal, Self, cast, get_args, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from diffprobe.errors import UserError, unknown
 from diffprobe.probes import PROBES
@@ -25,11 +26,55 @@ class Variant(BaseModel):
     changes: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
+class Report(BaseModel):
+    """One thing that a published study reports, and what of a run can be set against it.
+
+    `quantity` is a probe and an estimate of its summary, 'drift.mse'; `facets` are those that the estimate must have, and `model`
+    one of the study's. `value` keeps its digits: one that ends in 0 is written in quotes. `plus_minus` is, as `spread` says, the
+    standard deviation of `n` values or the standard error of their mean. `lo` and `hi` in place of a value are a range that is reported,
+    open where one of them is left out. Without a quantity, `note` says why nothing of a run can be set against it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    what: str
+    quantity: str | None = None
+    facets: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    model: str | None = None
+    value: Decimal | None = None
+    plus_minus: float | None = Field(default=None, gt=0)
+    spread: Literal["sd", "se"] | None = None
+    lo: float | None = None
+    hi: float | None = None
+    n: int | None = Field(default=None, ge=1)
+    note: str | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        ranged = self.lo is not None or self.hi is not None
+        if self.quantity is None:
+            if not self.note or self.value is not None or ranged:
+                raise UserError(f"the report '{self.what}' needs a 'quantity' and a 'value', or else a 'note' alone that says why not")
+        elif "." not in self.quantity or (self.value is None) is not ranged:
+            raise UserError(f"the report '{self.what}' needs a quantity such as 'drift.mse', with a 'value' or with 'lo' and 'hi'")
+        if (self.plus_minus is None) is not (self.spread is None) or (self.spread == "sd" and self.n is None):
+            raise UserError(f"the report '{self.what}' needs 'plus_minus' and 'spread: sd' or 'spread: se' together, and with sd also 'n'")
+        if self.plus_minus is not None and self.value is None:
+            raise UserError(f"the report '{self.what}' has a plus_minus without a value: a range has none")
+        return self
+
+
 class Study(BaseModel):
-    """A study as its file has it, checked. `models` (name to variant) makes one run directory each; `model` makes one run."""
+    """A study as its file has it, checked. `models` (name to variant) makes one run directory each; `model` makes one run.
+
+    What a published study reports is no part of a run: `source` names it, `reports` lists it, `scheduler` is the class of diffusers
+    that it sampled with where that is not each pipeline's own, and `stand_ins` names settings ('drift.images',
+    'geometry.generated.prompts') that stand for data which cannot be shipped, each with what the study had there.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
+    source: str = ""
     model: str = "embedded"
     models: dict[str, Variant] = Field(default_factory=dict)
     embedders: tuple[str, ...] = ("embedded",)
@@ -38,6 +83,9 @@ class Study(BaseModel):
     torch_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     batch_size: int = Field(default=16, ge=1)
     probes: tuple[Any, ...]
+    scheduler: str | None = None
+    stand_ins: dict[str, str] = Field(default_factory=dict)
+    reports: tuple[Report, ...] = ()
 
     def variants(self) -> dict[str, tuple[str, tuple[Probe, ...]]]:
         """Each run of the study by name ("" where there is one model): the model's spec and its probes."""
@@ -48,12 +96,7 @@ class Study(BaseModel):
 
 def load_study(source: str) -> Study:
     """A study from a YAML file, or from one of the shipped recipes by name; raises UserError with one line for whatever is wrong."""
-    path = Path(source)
-    if not path.is_file():
-        names = recipes()
-        if source not in names:
-            raise unknown("study", source, names) if not path.suffix else UserError(f"no study file at '{source}'")
-        path = names[source]
+    path = find_study(source)
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
@@ -61,6 +104,16 @@ def load_study(source: str) -> Study:
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold keys such as 'model:' and 'probes:'")
     return parse_study(content)
+
+
+def find_study(source: str) -> Path:
+    """The file of a study: the one at this path, or that of the shipped recipe of this name. Raises UserError where there is neither."""
+    path, names = Path(source), recipes()
+    if path.is_file():
+        return path
+    if source not in names:
+        raise unknown("study", source, names) if not path.suffix else UserError(f"no study file at '{source}'")
+    return names[source]
 
 
 def parse_study(content: Mapping[str, Any]) -> Study:
@@ -84,7 +137,27 @@ def parse_study(content: Mapping[str, Any]) -> Study:
             if kind not in (names := [probe.name for probe in study.probes]):
                 raise unknown("probe of this study", kind, names)
     study.variants()  # raises for a setting that its probe does not know
+    _check_published(study)
     return study
+
+
+def _check_published(study: Study) -> None:
+    """Raise UserError where what is reported, or stood in for, is of a probe, a setting or a model that the study does not have."""
+    fields = {probe.name: {field.name for field in dataclasses.fields(probe)} for probe in study.probes}
+    for place in study.stand_ins:
+        kind, _, setting = place.partition(".")
+        if kind not in fields:
+            raise unknown("probe of this study", kind, fields)
+        if setting.partition(".")[0] not in fields[kind]:
+            raise unknown(f"setting of {kind}", setting, fields[kind])
+    for report in study.reports:
+        kind = (report.quantity or "").partition(".")[0]
+        if kind and kind not in fields:
+            raise unknown("probe of this study", kind, fields)
+        if report.model is not None and report.model not in study.models:
+            raise unknown("model of this study", report.model, study.models)
+        if kind and study.models and report.model is None:
+            raise UserError(f"the report '{report.what}' needs 'model:', one of {', '.join(study.models)}")
 
 
 def _models(listed: object) -> dict[str, Any]:

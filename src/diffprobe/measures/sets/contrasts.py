@@ -116,7 +116,8 @@ def share_interval(score: Scored, n: int, *, level: float = 0.95) -> Interval:
     error, freedom = _error(score)
     if math.isnan(error):
         return Interval(score.value, math.nan, math.nan)
-    size = min(score.value * (1 - score.value) / error**2, n) if error > 0 else n
+    spread = score.value * (1 - score.value)  # none at 0 and 1, whatever moves the score
+    size = min(spread / error**2, n) if error > 0 and spread > 0 else n
     return Interval(score.value, *score_limits(score.value, size, float(ss.t.ppf((1 + level) / 2, freedom))))
 
 
