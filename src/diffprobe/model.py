@@ -177,6 +177,11 @@ class Model:
     facts: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def wordless(self) -> bool:
+        """Whether its network takes no condition, so that it can be asked for nothing in particular."""
+        return self.denoiser is not None and self.condition is None
+
+    @property
     def capabilities(self) -> frozenset[str]:
         """The names of the capabilities that this model has."""
         names = ("path", "denoiser", "codec", "condition", "editor", "generator")

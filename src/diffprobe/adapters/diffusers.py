@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -109,7 +110,7 @@ def _pipelines(folder: Path, family: Family, options: dict[str, Any]) -> tuple[A
         with quiet():
             names = [name for name in (family.generator, family.editor) if name is not None]
             made = known(names[0]).from_pretrained(folder, use_safetensors=True, local_files_only=True, **options)
-            edits = made if names[-1] == names[0] else known(names[-1]).from_pipe(made, torch_dtype=None)
+            edits = made if names[-1] == names[0] else _on_the_parts_of(made, known(names[-1]))
             return made if family.generator else None, edits if family.editor else None
     except ERRORS as error:
         found = damage(folder)
@@ -117,6 +118,12 @@ def _pipelines(folder: Path, family: Family, options: dict[str, Any]) -> tuple[A
             raise UserError(found, 4) from error
         remedy = next((told for sign, told in REMEDIES.items() if sign in str(error)), "fetch it again or check its files")
         raise UserError(f"cannot load the pipeline in {folder}: {_first_line(error)}; {remedy}", 4) from error
+
+
+def _on_the_parts_of(made: Any, kind: Any) -> Any:
+    """A pipeline of another class on the same parts, whatever class they are of: some autoencoder may stand in an AutoencoderKL's place."""
+    taken = inspect.signature(kind.__init__).parameters
+    return kind.from_pipe(made, torch_dtype=None, **{name: part for name, part in made.components.items() if name in taken})
 
 
 def _add_lora(pipe: Any, spec: str, options: LoadOptions, scale: float) -> dict[str, str]:

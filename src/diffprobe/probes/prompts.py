@@ -84,7 +84,13 @@ def everyday(count: int | None) -> list[Prompt]:
     return found[:count]
 
 
-PROMPT_SETS: dict[str, Callable[[int | None], list[Prompt]]] = {"scenes": scenes, "everyday": everyday}
+#: What a model that knows no words is asked.
+WORDLESS = Prompt("no words", "")
+PROMPT_SETS: dict[str, Callable[[int | None], list[Prompt]]] = {
+    "scenes": scenes,
+    "everyday": everyday,
+    "none": lambda count: [WORDLESS],
+}
 
 
 def read_prompts(given: Sequence[str], count: int | None) -> list[Prompt]:
@@ -114,7 +120,7 @@ def read_prompts(given: Sequence[str], count: int | None) -> list[Prompt]:
 def _once(prompts: Iterable[Prompt]) -> None:
     seen: set[str] = set()
     for prompt in prompts:
-        if not prompt.text.strip():
+        if not prompt.text.strip() and prompt is not WORDLESS:
             raise UserError(f"prompt '{prompt.id}' is empty: give it a text, or leave it out")
         if prompt.id in seen:
             raise UserError(f"the prompt '{prompt.id}' comes twice: remove one, or give each an id of its own (column `id`)")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from diffprobe.errors import UserError
 from diffprobe.model import GenerateSettings, Model
-from diffprobe.probes.base import Comparable, Findings, Records
+from diffprobe.probes.base import Comparable, Findings, Load, Records
 from diffprobe.probes.consistency.cells import Asked, Samples
 from diffprobe.probes.consistency.compared import comparables
 from diffprobe.probes.consistency.summary import Wanted, summarise
@@ -102,11 +102,16 @@ class Consistency:
         return cls(count=100) if budget == "standard" else cls(count=100, jpeg_quality=75)
 
     def suited(self, model: Model) -> Consistency:
-        """This probe: every generator can be asked."""
-        return self
+        """This probe; without words where the model knows none."""
+        return replace(self, prompts=("none",), count=None, prefix="", suffix="", negative_prompt=None) if model.wordless else self
 
     def check(self, model: Model) -> None:
-        """Nothing that its needs do not say."""
+        """Raise UserError where the model cannot be asked for what the prompts say: it knows no words, or other ones."""
+        texts = [f"{self.prefix}{prompt.text}{self.suffix}" for prompt in read_prompts(self.prompts, self.count)]
+        if model.wordless and any(texts):
+            raise UserError(f"'{model.name}' knows no words: set prompts to [none], which asks for nothing in particular")
+        if model.condition is not None:
+            model.condition(texts[:1])
 
     def plan(self) -> Iterator[Asked | Samples]:
         """The prompts, then all cells of a prompt together."""
@@ -118,6 +123,11 @@ class Consistency:
             for start in range(0, len(seeds), _CHUNK):
                 text = f"{self.prefix}{prompt.text}{self.suffix}"
                 yield Samples(prompt.id, text, seeds[start : start + _CHUNK], settings, self.jpeg_quality, index < self.keep_images)
+
+    def load(self, batch_size: int) -> Load:
+        """A batch of images of one prompt, drawn by the pipeline and decoded."""
+        rows = min(batch_size, _CHUNK, self.repetitions)
+        return Load(network=rows, guided=rows * (self.guidance_scale > 1), decode=rows, side=max(self.height or 0, self.width or 0))
 
     def summarise(self, records: Records) -> Findings:
         """Estimates, verdicts, charts and gallery from the records alone."""
