@@ -1,6 +1,8 @@
 """Runs: started, resumed, extended, refused where they belong to something else, and read without model or images."""
 
+import html
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +15,9 @@ from diffprobe import worlds
 from diffprobe.adapters.exact import exact_model
 from diffprobe.errors import UserError
 from diffprobe.model import Model, Rig
+from diffprobe.probes.speciation import Speciation
+from diffprobe.report.numbers import shown
+from diffprobe.report.theme import LIGHT
 from diffprobe.runs.execute import Progress
 from diffprobe.runs.result import Run, open_run, start
 from tests.small import gaussian, small_drift
@@ -240,3 +245,66 @@ def test_a_run_in_which_everything_failed_can_be_read(tmp_path: Path) -> None:
         run.records("drift")
     small = start(broken, [small_drift(strengths=(0.3,))], tmp_path / "run", extend=True)
     assert len(small.failures) == 3, "failures of cells that the study no longer has are not its failures"
+
+
+def test_a_chart_is_an_altair_object_that_can_be_changed_and_saved(run: Run, tmp_path: Path) -> None:
+    chart = run.chart("drift", "mse-over-strength")
+    told = next(chart for chart in run.findings["drift"].charts if chart.name == "mse-over-strength")
+    spec = chart.to_dict()
+    (rows,) = spec["datasets"].values()
+    assert [row["y"] for row in rows] == [row["value"] for row in told.rows]
+    assert (spec["title"], spec["width"], spec["config"]["background"]) == (told.title, 560, LIGHT["surface"])
+    chart.properties(title="Ours", width=300).save(tmp_path / "ours.svg")
+    assert "Ours" in (tmp_path / "ours.svg").read_text()
+    run.chart("drift", "budget").save(tmp_path / "budget.png")
+    with Image.open(tmp_path / "budget.png") as image:
+        assert image.width > 500
+
+
+def test_a_chart_shares_its_colours_with_the_others_of_the_run(run: Run) -> None:
+    domains = {
+        layer["encoding"]["color"]["scale"]["domain"][0]
+        for name in ("budget", "factors")
+        for layer in run.chart("drift", name).to_dict()["layer"]
+        if "color" in layer["encoding"]
+    }
+    assert len(domains) == 1
+
+
+def test_a_chart_goes_by_its_own_name_or_by_that_of_its_file(tmp_path: Path) -> None:
+    probe = Speciation(base="class 0", variants=("class 1",), samples=4, num_inference_steps=4, keep_images=0)
+    run = start(Rig(exact_model("gmm"), {}), [probe], tmp_path / "run")
+    assert (tmp_path / "run" / "figures" / "speciation-production-snr.svg") in run.figures()
+    assert run.chart("speciation", "production-snr").to_dict() == run.chart("speciation", "production_snr").to_dict()
+
+
+@pytest.mark.parametrize(
+    ("probe", "name", "told"),
+    [
+        ("drift", "budgets", "unknown chart 'budgets': did you mean 'budget'"),
+        ("drift", "", "unknown chart '': choose from budget, domains, factors, law-shares, laws, mse-over-strength"),
+        ("drift", "law-shares", "nothing to draw in drift-law-shares: no row of it is measured"),
+        ("geometry", "budget", "this run has no probe 'geometry': it has drift"),
+    ],
+)
+def test_a_chart_that_there_is_not_is_one_line(run: Run, probe: str, name: str, told: str) -> None:
+    with pytest.raises(UserError, match=re.escape(told)) as caught:
+        run.chart(probe, name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_notebook_shows_the_main_numbers_and_the_verdicts(run: Run) -> None:
+    page = run._repr_html_()
+    rows = [re.findall("<td>(.*?)</td>", row) for row in re.findall("<tr>(.*?)</tr>", page)][1:]
+    for row, card in zip(rows, run.findings["drift"].cards, strict=True):
+        value, interval, unit, reason = shown(card.estimate)
+        told = ["drift", card.title, f"{value} {unit}", interval or reason, str(card.estimate.n)]
+        assert [html.unescape(cell) for cell in row] == told
+    assert tuple(html.unescape(item) for item in re.findall("<li>(.*?)</li>", page)) == run.findings["drift"].verdicts
+    assert "<b>exact:gaussian</b>: 5 of 5 cells measured, 0 failed" in page
+
+
+def test_a_notebook_shows_names_as_text(tmp_path: Path) -> None:
+    run = start(with_model(replace(exact_model("gaussian"), name="<img src=x>")), [PROBE], tmp_path / "run")
+    assert "<img" not in run._repr_html_()
+    assert "&lt;img src=x&gt;" in run._repr_html_()

@@ -8,6 +8,7 @@ from typing import Any
 import altair as alt
 import vl_convert
 
+from diffprobe.probes.base import Chart
 from diffprobe.report import charts, theme
 from diffprobe.report.document import Document, named_charts
 
@@ -32,6 +33,12 @@ def write_figures(document: Document, folder: Path) -> list[Path]:
         raster.write_bytes(vl_convert.vegalite_to_png(spec, vl_version=VEGA_LITE, scale=2))
         written += [vector, raster]
     return written
+
+
+def drawing(chart: Chart, domains: charts.Domains) -> alt.LayerChart | alt.FacetChart:
+    """The chart as an altair object, light scheme; `domains` are those of all charts that it shall share colours with."""
+    spec = _standalone(charts.spec(chart, domains), chart.title)
+    return alt.FacetChart.from_dict(spec) if "facet" in spec else alt.LayerChart.from_dict(spec)
 
 
 def _standalone(spec: dict[str, Any], title: str) -> dict[str, Any]:
