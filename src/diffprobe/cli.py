@@ -11,7 +11,10 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from diffprobe.cookbook import recipes
 from diffprobe.errors import UserError, unknown
+from diffprobe.examining import doctor
+from diffprobe.exporting import export_run
 from diffprobe.morphing import morph
 from diffprobe.running import compared, quiet, run, slug
 
@@ -127,6 +130,8 @@ def select(
 
 
 app.command()(morph)
+app.command("export")(export_run)
+app.command()(recipes)
 
 
 @app.command()
@@ -153,17 +158,7 @@ def validate(
         raise typer.Exit(1)
 
 
-@app.command()
-def doctor() -> None:
-    """The environment: versions, device, caches, and the torchvision trap."""
-    from diffprobe.doctor import examine
-
-    sick = 0
-    for finding in examine():
-        sick += not finding.well
-        out.print(f"{'ok  ' if finding.well else 'BAD '} {finding.what}: {finding.told}")
-    if sick:
-        raise typer.Exit(4)
+app.command()(doctor)
 
 
 @app.command()

@@ -6,12 +6,22 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diffprobe.errors import UserError
+
+if TYPE_CHECKING:  # a broken torch must not break the doctor on import
+    import torch
+
+    from diffprobe.adapters.outline import Component
+    from diffprobe.adapters.weights import LoadOptions
+    from diffprobe.model import Model
+    from diffprobe.probes.base import Probe
+    from diffprobe.runs.memory import Primitives
 
 PACKAGES = ("diffprobe", "torch", "diffusers", "transformers", "numpy", "pyarrow", "altair", "vl-convert-python")
 
@@ -34,6 +44,83 @@ def examine() -> Iterator[Finding]:
     yield _cache()
     yield _disk()
     yield _embedded()
+
+
+def examine_model(
+    spec: str, options: LoadOptions, *, size: int | None = None, batch_size: int = 16, memory: int | None = None
+) -> Iterator[Finding]:
+    """What a model is, what it can be asked, what that takes of this device, and what is missing, before any of its weights is read.
+
+    `size` is the side of its images in pixels (None: its native one). Memory is that of each probe's standard budget in batches of
+    `batch_size` images, without instruments, set against `memory` bytes (None: what the device has).
+    Raises UserError where the model is not found, not known, or not of that size.
+    """
+    from diffprobe.adapters.outline import outline
+    from diffprobe.runs.asked import asked
+    from diffprobe.runs.memory import foreseen, gibibytes, weights
+
+    if batch_size < 1 or (size is not None and (size < 8 or size % 8)):
+        raise UserError("--batch-size is at least 1, and --size a multiple of 8 pixels; left out, it is the model's native one")
+    device, _ = options.place()
+    told = outline(spec, options)
+    yield Finding("model", f"{told.title} ({told.kind})" + (f", native at {told.side} pixels" if told.side else ""))
+    yield from (_part(one) for one in told.components if one.parameters or one.files or one.lacks)
+    yield from (Finding(name, text) for name, text in told.model.facts.items())
+    answers = asked(told.model)
+    probes = _standard(told.model, [answer.probe for answer in answers if answer.can])
+    plans, held_by = foreseen(told.model, probes.values(), batch_size, size), weights(told.model)
+    held = ", ".join(f"{part} {gibibytes(number)}" for part, number in held_by.items() if number)
+    dtype = told.model.identity.get("dtype", "float32")
+    formats = f"{dtype}, the autoencoder in float32" if dtype != "float32" and held_by["codec"] else dtype
+    yield Finding("weights", f"{held} in {formats}" if held else "none to speak of")
+    if "distilled" in told.model.identity:
+        yield Finding("distilled", f"for {told.model.identity['distilled']}: it leaps to data and tells no E[x_0 | x_t]; no step is undone")
+    at = f"at {size or told.side} pixels " if size or told.side else ""
+    for answer in answers:
+        if not answer.can:
+            yield Finding(answer.probe, f"no: {answer.why}")
+            continue
+        room, well = _room(plans[answer.probe].takes, probes[answer.probe], batch_size, (device, memory))
+        yield Finding(answer.probe, f"yes{f', {answer.why}' if answer.why else ''}: {at}{room}", well)
+
+
+def _part(one: Component) -> Finding:
+    """A part of a model: its class, how many parameters it has, and what lies on the disk of it."""
+    count = f", {one.parameters / 1e6:,.1f} million parameters" if one.parameters else ""
+    files = one.files
+    stored = f", {_size(files.bytes)} on disk in {' and '.join(files.formats)}" if files and files.formats else ""
+    return Finding(one.name, f"{one.kind}{count}{stored}" + (f"; {one.lacks}" if one.lacks else ""), well=one.lacks is None)
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
+
+
+def _standard(model: Model, names: Iterable[str]) -> dict[str, Probe]:
+    """The probes of the standard budget, by name, as the model can be asked them."""
+    from diffprobe.probes import PROBES
+
+    return {name: PROBES[name].preset("standard").suited(model) for name in names}
+
+
+def _room(takes: Primitives, probe: Probe, batch_size: int, place: tuple[torch.device, int | None]) -> tuple[str, bool]:
+    """What a probe takes of a device and its memory, whether that is there, and where not the largest batch that fits."""
+    from diffprobe.runs.memory import Foreseen, gibibytes, memory_of, planned
+
+    device, memory = place[0], place[1] or memory_of(place[0])
+
+    def needed(rows: int) -> int:
+        return planned(Foreseen(takes, probe.load(rows)), device, memory)
+
+    whole = needed(batch_size)
+    if memory is None:
+        return f"{gibibytes(whole)} in batches of {batch_size}", True
+    told = f"{gibibytes(whole)} of {gibibytes(memory)} in batches of {batch_size}"
+    if whole <= memory:
+        return told, True
+    fits = next((rows for rows in range(batch_size - 1, 0, -1) if needed(rows) <= memory), None)
+    remedy = f"a batch_size of {fits} does" if fits else "no batch fits, so take a smaller size, half precision or a larger device"
+    return f"{told}, which do not fit: {remedy}", False
 
 
 def _version(name: str) -> Finding:

@@ -160,7 +160,8 @@ class Model:
 
     `shape` is that of one x of the denoiser, such as (4, 64, 64): what a trajectory from pure noise needs to begin. `checkpoints`
     are the same model at other moments of its training, by name in their order, each loaded when it is asked for. `facts` say what
-    a reader of its numbers should know and no digest shows, such as its scheduler; they are no part of what it is.
+    a reader of its numbers should know and no digest shows, such as its scheduler; they are no part of what it is. A `wordless` model can
+    be asked for nothing in particular.
     """
 
     name: str
@@ -175,11 +176,7 @@ class Model:
     shape: tuple[int, ...] | None = None
     checkpoints: Mapping[str, Callable[[], Model]] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def wordless(self) -> bool:
-        """Whether its network takes no condition, so that it can be asked for nothing in particular."""
-        return self.denoiser is not None and self.condition is None
+    wordless: bool = False
 
     @property
     def capabilities(self) -> frozenset[str]:

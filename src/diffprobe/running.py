@@ -34,7 +34,7 @@ def run(  # noqa: PLR0913, PLR0917
     embedders: Annotated[str | None, typer.Option(help="Instruments, comma-separated: embedded, clip:<folder or hub id>, ...")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
     extend: Annotated[bool, typer.Option("--extend", help="Let the study in this directory grow or change.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, its memory and its time, and stop.")] = False,
 ) -> None:
     """Measure a model, write the report, print the main numbers. With no argument: the embedded model, all probes, in two minutes."""
     from diffprobe.adapters.embedded import require
@@ -101,7 +101,11 @@ def _one(study: Study, path: Path, options: _Options) -> bool:
     from diffprobe.runs.execute import plan
 
     if options.dry_run:
-        terminal.show_plan(out, plan(study.probes), study.model, path)
+        from diffprobe.runs.timing import forecast
+
+        with out.status(f"looking at {study.model}") if out.is_terminal else quiet():
+            foreseen = forecast(study, suit=options.suit)
+        terminal.show_plan(out, plan(foreseen.probes), foreseen, study.model, path)
         return True
     with out.status("reading the images and planning") if out.is_terminal else quiet():
         steps = plan(study.probes)

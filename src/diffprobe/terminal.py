@@ -23,28 +23,52 @@ from diffprobe.runs.comparison.wording import difference, interval, means, p_val
 from diffprobe.runs.execute import Progress, Step, remaining
 from diffprobe.runs.gate import GateResult
 from diffprobe.runs.gating.ruling import word
+from diffprobe.runs.memory import gibibytes
 from diffprobe.runs.result import Run
 from diffprobe.runs.store import Store
+from diffprobe.runs.timing import Forecast
 
 _EVERY = 10.0  # seconds between two lines where there is no terminal
-# Seconds for one evaluation and one decoding of the embedded model on one modern core: the scale of the estimate.
-_EVALUATION, _DECODING = 0.005, 0.012
+_TODO = ("samples", "evaluations", "decodings", "on disk", "memory", "time")
 
 
-def show_plan(out: Console, steps: Sequence[Step], model: str, path: Path) -> None:
-    """The plan of a run: cells, evaluations, bytes, and the time that they would take."""
+def show_plan(out: Console, steps: Sequence[Step], told: Forecast, model: str, path: Path) -> None:
+    """The plan of a run: its cells, and a probe's evaluations, bytes, planned memory and time, of what is still to do."""
     todo = remaining(steps, Store(path))
-    total = sum((step.cell.cost() for step in todo), Cost())
     kinds = Counter(f"{step.probe} {type(step.cell).__name__}" for step in steps)
     out.print(f"model {model}, directory {path}")
     for kind, number in kinds.items():
         out.print(f"  {number:>8,} cells  {kind}")
     out.print(f"  {len(steps):>8,} cells in all, {len(steps) - len(todo):,} of them measured already")
-    work = f"{total.samples:,} samples, {total.evaluations:,} network evaluations, {total.decodings:,} decodings"
-    out.print(f"still to do: {work}, {_bytes(total.bytes)} on disk")
-    seconds = total.evaluations * _EVALUATION + total.decodings * _DECODING
-    larger = f"for a larger model multiply by its time for one evaluation over {1000 * _EVALUATION:g} ms"
-    out.print(f"about {_time(seconds)} for the embedded model on one core; {larger}")
+    costs = {probe.name: sum((step.cell.cost() for step in todo if step.probe == probe.name), Cost()) for probe in told.probes}
+    table = Table("still to do", *_TODO, box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, cost in costs.items():
+        seconds = told.pace.seconds(cost) if told.pace else None
+        counts = (f"{count:,}" for count in (cost.samples, cost.evaluations, cost.decodings))
+        memory = gibibytes(told.bytes[name]) if name in told.bytes else "?"
+        table.add_row(name, *counts, _bytes(cost.bytes), memory, "?" if seconds is None else _time(seconds))
+    out.print(table)
+    _show_forecast(out, told, sum(costs.values(), Cost()))
+
+
+def _show_forecast(out: Console, told: Forecast, total: Cost) -> None:
+    """What the times and the memory of a plan rest on, and what of them is not known."""
+    if told.bytes and told.memory is not None:
+        most, has = max(told.bytes.values()), told.memory
+        short = "" if most <= has else ": take a smaller batch_size, half precision or a larger device"
+        out.print(f"planned memory: weights and the largest call, {gibibytes(most)} of the {gibibytes(has)} that this device has{short}")
+    if told.pace is not None:
+        pace = told.pace
+        calls = (("evaluation", pace.evaluation), ("decoding", pace.decoding), ("encoding", pace.encoding))
+        each = ", ".join(f"one {name} {1000 * seconds:.3g} ms" for name, seconds in calls if seconds is not None)
+        at = f" at {pace.side} pixels" if pace.side else ""
+        seconds = pace.seconds(total)
+        whole = "no time in all: a call of it was not timed" if seconds is None else f"about {_time(seconds)} in all, without instruments"
+        out.print(f"{whole}; measured on {pace.device}{at}, {pace.rows} rows together: {each or 'nothing'} a row")
+    for line in told.why:
+        out.print(line, markup=False)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from diffprobe.errors import UserError
 from diffprobe.model import Model
 
 #: Autoencoders of diffusers that are read, and what their `encode` gives: a distribution, whose mean is taken, or latents.
-AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "AsymmetricAutoencoderKL", "VQModel")
+AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "AsymmetricAutoencoderKL")
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +104,7 @@ def load_codec(spec: str, options: LoadOptions) -> Model:
     """
     import diffusers
 
-    folder, origin = resolve(spec, options.revision, options.local_files_only)
+    folder, origin = resolve(spec, options.revision, options.local_files_only, options.variant)
     kind = kind_of_codec(folder)
     assert kind is not None
     check_digests(folder)
@@ -117,7 +117,7 @@ def load_codec(spec: str, options: LoadOptions) -> Model:
         told = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(damage(folder) or f"cannot load the {kind} in {folder}: {told}; fetch it again", 4) from error
     codec = VaeCodec(vae, device)
-    identity = {**origin, "weights": digest_folder(folder), "family": kind, "dtype": "float32"}
+    identity = {**origin, "weights": digest_folder(folder, options.variant), "family": kind, "dtype": "float32"}
     shape = _shape(codec, _native(vae))
     return Model(name=Path(spec).name, codec=codec, device=str(device), identity=identity, shape=shape, facts=codec.facts())
 

@@ -40,7 +40,7 @@ class TextCondition:
     def each(self, change: Callable[[Tensor], Tensor]) -> TextCondition:
         """The condition with every part that it has changed."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return TextCondition(**{name: None if part is None else change(part) for name, part in parts.items()})
+        return replace(self, **{name: change(part) for name, part in parts.items() if part is not None})
 
 
 C = TypeVar("C", Tensor, TextCondition)

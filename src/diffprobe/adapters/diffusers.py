@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from diffprobe.adapters.codecs import VaeCodec, kind_of_codec, load_codec
 from diffprobe.adapters.families import FAMILIES, Family, Pipelines
 from diffprobe.adapters.pipelines import InstructEditor, PipelineEditor
-from diffprobe.adapters.schedulers import described, distilled
-from diffprobe.adapters.weights import Identity, LoadOptions, check_digests, damage, digest_file, quiet, resolve, weight_files
+from diffprobe.adapters.schedulers import described, digest_settings, distilled
+from diffprobe.adapters.weights import VARIANT, Identity, LoadOptions, check_digests, damage, digest_file, quiet, resolve, weight_files
 from diffprobe.errors import UserError
 from diffprobe.model import Model
 
@@ -40,26 +40,33 @@ def load_pipeline(spec: str, options: LoadOptions, *, name: str | None = None, l
     The adapters are fused into the weights with the strength `lora_scale`, so that the model costs what its base costs. Raises
     UserError where something is not found, not known or damaged.
     """
-    folder, origin = resolve(spec, options.revision, options.local_files_only)
+    folder, origin = resolve(spec, options.revision, options.local_files_only, options.variant)
     if kind_of_codec(folder) and lora is None:
         return load_codec(spec, options)
     kind, parts = family_of(folder, spec)
     check_digests(folder)
-    check_parts(folder, parts)
+    check_parts(folder, parts, options.variant)
     device, dtype = options.place()
-    weight_files(folder)
+    weight_files(folder, options.variant)
     identity = {**origin, "family": kind, "dtype": str(dtype).removeprefix("torch.")}
     loaded = dtype if lora is None else torch.float32  # a fused adapter may be smaller than half precision resolves
     absent: dict[str, Any] = {part: None for part, kinds in parts.items() if kinds[0] is None or part in UNUSED}
     spread = {"device_map": "balanced"} if options.manner == "balanced" else {}
-    made, edits = _pipelines(folder, FAMILIES[kind], {"dtype": loaded, "variant": options.variant, **spread, **absent})
+    formats = {"default": loaded, "vae": torch.float32, **{name: dtype for name, (_, part) in parts.items() if str(part).startswith("T5")}}
+    made, edits = _pipelines(folder, FAMILIES[kind], {"dtype": formats, "variant": options.variant, **spread, **absent})
     pipe = made if edits is None else edits
     if lora is not None:
         identity |= _add_lora(pipe, lora, options, lora_scale)
-    _settle(pipe, options.manner, device, dtype)
+        _narrow(pipe, dtype)
+    _settle(pipe, options.manner, device)
     check_scheduler(kind, pipe.scheduler)
-    identity |= distilled(pipe.scheduler)
-    model = assemble(kind, made, edits, device)
+    identity |= {**distilled(pipe.scheduler), "scheduler": digest_settings(pipe.scheduler)}
+    if options.variant is not None:
+        identity["variant"] = options.variant
+    try:
+        model = assemble(kind, made, edits, device)
+    except ValueError as error:
+        raise UserError(f"{kind} pipelines do not run on this {type(pipe.scheduler).__name__}: {error}") from error
     if isinstance(model.editor, InstructEditor):
         identity["image_guidance_scale"] = str(model.editor.image_guidance_scale)
     facts = dict(model.facts)
@@ -67,7 +74,7 @@ def load_pipeline(spec: str, options: LoadOptions, *, name: str | None = None, l
         facts["safety checker"] = "left out: it would blacken images after they are made"
     if options.manner:
         facts["placed"] = options.manner
-    return replace(model, name=name or Path(spec).name, identity=Identity(folder, identity), facts=facts)
+    return replace(model, name=name or Path(spec).name, identity=Identity(folder, identity, options.variant), facts=facts)
 
 
 def assemble(kind: str, made: Any, edits: Any, device: torch.device) -> Model:
@@ -79,18 +86,22 @@ def assemble(kind: str, made: Any, edits: Any, device: torch.device) -> Model:
     return replace(model, facts={**told_of(model, made if edits is None else edits), **model.facts})
 
 
-def _settle(pipe: Any, manner: str | None, device: torch.device, dtype: torch.dtype) -> None:
-    """Put the networks where they run, in one of `weights.MANNERS` where it is given; the autoencoder stays in float32.
+def _narrow(pipe: Any, dtype: torch.dtype) -> None:
+    """Put what was loaded in float32 for LoRA weights into its number format.
 
-    Half precision overflows in SDXL's decoder, and blurs what is to be measured in any.
+    The autoencoder stays: half precision overflows in SDXL's decoder, and blurs what is to be measured in any. A T5 was loaded in
+    its format already, but for the layers that it keeps in float32 itself.
     """
+    for name, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module) and name != "vae" and not type(part).__name__.startswith("T5"):
+            part.to(dtype)
+
+
+def _settle(pipe: Any, manner: str | None, device: torch.device) -> None:
+    """Put the networks where they run, in one of `weights.MANNERS` where it is given."""
     with quiet():
         if manner is None:
-            pipe.to(device, dtype)
-        elif manner != "balanced":
-            pipe.to("cpu", dtype)
-        if hasattr(pipe, "vae") and pipe.vae.dtype != torch.float32:
-            pipe.vae.to(torch.float32)
+            pipe.to(device)
         if manner == "offload":
             pipe.enable_model_cpu_offload(device=device)
         elif manner == "offload-layers":
@@ -110,7 +121,7 @@ def _pipelines(folder: Path, family: Family, options: dict[str, Any]) -> tuple[A
         with quiet():
             names = [name for name in (family.generator, family.editor) if name is not None]
             made = known(names[0]).from_pretrained(folder, use_safetensors=True, local_files_only=True, **options)
-            edits = made if names[-1] == names[0] else _on_the_parts_of(made, known(names[-1]))
+            edits = made if names[-1] == names[0] else _on_the_parts_of(made, known(names[-1]), folder)
             return made if family.generator else None, edits if family.editor else None
     except ERRORS as error:
         found = damage(folder)
@@ -120,10 +131,14 @@ def _pipelines(folder: Path, family: Family, options: dict[str, Any]) -> tuple[A
         raise UserError(f"cannot load the pipeline in {folder}: {_first_line(error)}; {remedy}", 4) from error
 
 
-def _on_the_parts_of(made: Any, kind: Any) -> Any:
-    """A pipeline of another class on the same parts, whatever class they are of: some autoencoder may stand in an AutoencoderKL's place."""
+def _on_the_parts_of(made: Any, kind: Any, folder: Path) -> Any:
+    """A pipeline of another class on the same parts as they are, with the settings that the folder or the first one has for it.
+
+    Not by `from_pipe`, which casts all parts to one number format, and takes no autoencoder but an AutoencoderKL.
+    """
     taken = inspect.signature(kind.__init__).parameters
-    return kind.from_pipe(made, torch_dtype=None, **{name: part for name, part in made.components.items() if name in taken})
+    told = {**json.loads((folder / "model_index.json").read_text()), **made.config, **made.components}
+    return kind(**{name: value for name, value in told.items() if name in taken and name != "self"})
 
 
 def _add_lora(pipe: Any, spec: str, options: LoadOptions, scale: float) -> dict[str, str]:
@@ -136,12 +151,16 @@ def _add_lora(pipe: Any, spec: str, options: LoadOptions, scale: float) -> dict[
     try:
         with quiet():
             pipe.load_lora_weights(folder, weight_name=name, use_safetensors=True, local_files_only=True)
-            pipe.fuse_lora(lora_scale=scale)
+            fits = any(pipe.get_list_adapters().values())
+            if fits:
+                pipe.fuse_lora(lora_scale=scale)
             pipe.unload_lora_weights()
     except (*ERRORS, AttributeError) as error:
         if "PEFT" in str(error):
             raise UserError("LoRA weights need the peft library: pip install 'diffprobe[lora]'", 4) from error
         raise UserError(damage(folder) or f"cannot put the LoRA weights in {folder} on this pipeline: {_first_line(error)}", 4) from error
+    if not fits:
+        raise UserError(f"the LoRA weights in {folder} fit no part of this {type(pipe).__name__}: they are of another family")
     strength = {} if scale == 1 else {"lora_scale": str(scale)}
     return {"lora": weights, **{f"lora_{key}": value for key, value in origin.items()}, **strength}
 
@@ -176,23 +195,39 @@ def family_of(folder: Path, spec: str) -> tuple[str, dict[str, tuple[str | None,
     return family, parts
 
 
-def check_parts(folder: Path, parts: Mapping[str, tuple[str | None, str | None]]) -> None:
-    """Raise UserError (exit code 4) for a part that a saved pipeline names and its folder lacks."""
+def check_parts(folder: Path, parts: Mapping[str, tuple[str | None, str | None]], variant: str | None) -> None:
+    """Raise UserError (exit code 4) for a part that a saved pipeline names and its folder lacks, or has in another variant alone."""
     for name, (library, kind) in parts.items():
         if library is None or name in UNUSED:
             continue
-        place = folder / name
-        if not (place.is_dir() and any(place.iterdir())):
+        place = place_of(folder, name)
+        if place is None:
             raise UserError(f"{folder} lacks '{name}' ({kind}), which its model_index.json names: fetch it again", 4)
-        network = (place / "config.json").is_file() and not name.startswith(("tokenizer", "scheduler", "feature_extractor"))
-        if network and not any(place.glob("*.safetensors")):
+        if not (place / "config.json").is_file() or name.startswith(("tokenizer", "scheduler")):
+            continue
+        weights = [file.name for file in place.glob("*.safetensors")]
+        if not weights:
             raise UserError(f"{place} has no .safetensors weights: fetch them, or save it with safe_serialization=True", 4)
+        others = {found[1] for file in weights if (found := VARIANT.search(file))}
+        if others and all(VARIANT.search(file) for file in weights) and variant not in others:
+            raise UserError(f"{place} holds the variant '{min(others)}' alone: give variant='{min(others)}'")
+
+
+def place_of(folder: Path, part: str) -> Path | None:
+    """Where a part lies: in a folder of its name, or in the pipeline's own, as the oldest pipelines of pixels have it; None if nowhere."""
+    place = folder / part
+    if place.is_dir() and any(place.iterdir()):
+        return place
+    alone = "scheduler_config.json" if part == "scheduler" else "config.json"
+    return folder if part in ("scheduler", "unet") and (folder / alone).is_file() else None
 
 
 def check_scheduler(kind: str, scheduler: Any) -> None:
     """Raise UserError for a scheduler on which the family's pipelines do not run."""
     flows = kind in FLOWS
-    runs = hasattr(scheduler, "scale_noise") or scheduler.config.get("use_flow_sigmas") if flows else hasattr(scheduler, "init_noise_sigma")
+    runs = hasattr(scheduler, "scale_noise") if flows else hasattr(scheduler, "init_noise_sigma")
+    if kind == "Flux":  # which brings sigmas of its own
+        runs = runs and "sigmas" in inspect.signature(scheduler.set_timesteps).parameters
     if not runs:
         fitting = "a FlowMatchEulerDiscreteScheduler" if flows else "one of its kin, such as DDIMScheduler or EulerDiscreteScheduler"
         raise UserError(f"{kind} pipelines do not run on a {type(scheduler).__name__}: save the pipeline with {fitting}")

@@ -68,7 +68,8 @@ class PipelineEditor:
         times, executed = self.pipe.get_timesteps(num_inference_steps, strength, execution(self.pipe))
         if executed < 1 or len(times) == 0:
             return Level(0, None, 1.0, 0.0)
-        return _level(scheduler, self.path, int(executed), times[:1].cpu())
+        steps = len(times) if scheduler.order == 1 else int(executed)  # PNDM visits one level twice
+        return _level(scheduler, self.path, steps, times[:1].cpu())
 
 
 @dataclass(frozen=True, eq=False)

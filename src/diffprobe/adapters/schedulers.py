@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -74,6 +76,9 @@ class Visits:
         level = float(asked.sigmas[index])
         if not isinstance(self.path, VariancePreserving):
             return level
+        most = float(self.path.ratio(len(self.path.alphas_cumprod) - 1.0))
+        if level > most * (1 + 1e-3):
+            raise ValueError(f"it reaches sigma {level:.4g}, and the network was trained up to {most:.4g}")
         shown = float(asked.timesteps[index])  # a whole index of the table, where it is one, and not what float32 makes of it
         whole = shown.is_integer() and 0 <= shown < len(self.path.alphas_cumprod)
         exact = whole and math.isclose(float(self.path.ratio(shown)), level, rel_tol=1e-4)
@@ -117,6 +122,13 @@ def distilled(scheduler: Any) -> dict[str, str]:
     """What identifies a network that was distilled to leap to data (LCM, TCD): it gives no E[x_0 | x_t], and its steps have no inverse."""
     kind = type(scheduler).__name__
     return {"distilled": kind} if kind in {"LCMScheduler", "TCDScheduler"} else {}
+
+
+def digest_settings(scheduler: Any) -> str:
+    """A scheduler's class and a digest of its settings, by which a run knows it again."""
+    settings = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    told = json.dumps(settings, sort_keys=True, default=str)
+    return f"{type(scheduler).__name__}/{hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
 
 def described(scheduler: Any) -> str:

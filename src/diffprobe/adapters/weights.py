@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
@@ -17,6 +19,11 @@ from safetensors import SafetensorError, safe_open
 from diffprobe.errors import UserError
 
 SUMS = "SHA256SUMS"
+#: A weight file of a variant, such as "fp16", by its name.
+VARIANT = re.compile(r"\.([a-z]\w*)(?:-\d+-of-\d+)?\.safetensors$")
+#: What no adapter reads of a repository on the hub, and what pipelines keep beside their parts.
+VARIANTS = ("fp16", "bf16", "fp8", "non_ema")
+UNREAD = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.msgpack", "*.h5", "*.ot", "*.onnx", "*.onnx_data", "*.pb", "*.gguf", "*openvino*")
 _BLOB = re.compile(r"[0-9a-f]{64}")
 
 
@@ -78,9 +85,13 @@ def _check_format(device: torch.device, dtype: torch.dtype) -> None:
         raise UserError(f"device '{device}' only emulates {name}: use float16 or float32", exit_code=4)
 
 
-def resolve(spec: str, revision: str | None = None, local_files_only: bool = False) -> tuple[Path, dict[str, str]]:
+def resolve(
+    spec: str, revision: str | None = None, local_files_only: bool = False, variant: str | None = None
+) -> tuple[Path, dict[str, str]]:
     """The folder of a model and where it came from. A hub id becomes its snapshot, whose commit is recorded.
 
+    Of a repository on the hub only what is read is fetched: no copies for other frameworks, no other variants, and of a pipeline the
+    folders of its parts.
     HF_HOME, HF_HUB_CACHE and HF_HUB_OFFLINE are honoured. Raises UserError (exit code 4) where it can be neither found nor fetched.
     """
     folder = Path(spec).expanduser()
@@ -93,8 +104,12 @@ def resolve(spec: str, revision: str | None = None, local_files_only: bool = Fal
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    fetch = partial(huggingface_hub.snapshot_download, spec, revision=revision, local_files_only=local_files_only)
     try:
-        path = Path(huggingface_hub.snapshot_download(spec, revision=revision, local_files_only=local_files_only))
+        parts = _parts(Path(fetch(allow_patterns=["model_index.json"])))
+        wanted = ["*.json", "diffusion_pytorch_model*.safetensors", *(f"{part}/*" for part in parts)] if parts else None
+        other = [f"*.{name}.*" for name in VARIANTS if name != variant]
+        path = Path(fetch(allow_patterns=wanted, ignore_patterns=[*UNREAD, *other]))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         raise UserError(
             f"'{spec}' is neither a folder nor in the cache, and the hub did not give it ({type(error).__name__}): "
@@ -102,6 +117,13 @@ def resolve(spec: str, revision: str | None = None, local_files_only: bool = Fal
             exit_code=4,
         ) from error
     return path, {"source": spec, "commit": path.name}
+
+
+def _parts(folder: Path) -> list[str]:
+    """The parts that a pipeline's index names; none where there is no index."""
+    index = folder / "model_index.json"
+    content = json.loads(index.read_text()) if index.is_file() else {}
+    return [name for name, part in content.items() if isinstance(part, list)]
 
 
 @contextmanager
@@ -124,10 +146,10 @@ def quiet() -> Iterator[None]:
                 log.enable_progress_bar()
 
 
-def digest_folder(folder: Path) -> str:
-    """sha256 over the names and contents of the weight files (safetensors) below a folder; hub blobs already carry theirs."""
+def digest_folder(folder: Path, variant: str | None = None) -> str:
+    """sha256 over the names and contents of a folder's own weight files (safetensors); hub blobs already carry theirs."""
     total = hashlib.sha256()
-    for file in weight_files(folder):
+    for file in weight_files(folder, variant):
         content = digest_file(file).removeprefix("sha256:")
         total.update(f"{file.relative_to(folder).as_posix()}:{content}\n".encode())
     return f"sha256:{total.hexdigest()}"
@@ -139,12 +161,12 @@ class Identity(Mapping[str, str]):
     Hashing a file takes longer than mapping it into memory, so that loading would cost ten times what it needs.
     """
 
-    def __init__(self, folder: Path, known: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, known: Mapping[str, str], variant: str | None = None) -> None:
         """`known`: everything else. Raises UserError where the folder holds no weights."""
-        weight_files(folder)
+        weight_files(folder, variant)
         self._known = {"weights": "", **known}
         self._found: Future[str] = Future()
-        Thread(target=self._compute, args=(folder,), name="diffprobe-digest", daemon=True).start()
+        Thread(target=self._compute, args=(folder, variant), name="diffprobe-digest", daemon=True).start()
 
     def __getitem__(self, name: str) -> str:
         return self._found.result() if name == "weights" else self._known[name]
@@ -158,16 +180,25 @@ class Identity(Mapping[str, str]):
     def __repr__(self) -> str:
         return repr(dict(self))
 
-    def _compute(self, folder: Path) -> None:
+    def _compute(self, folder: Path, variant: str | None) -> None:
         try:
-            self._found.set_result(digest_folder(folder))
+            self._found.set_result(digest_folder(folder, variant))
         except BaseException as error:  # whoever waits is told
             self._found.set_exception(error)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files below a folder, in order; raises UserError where there is none."""
-    files = sorted(folder.rglob("*.safetensors"))
+def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
+    """The safetensors files below a folder that are its own, in order; raises UserError where there is none.
+
+    Not those of another variant than the one asked for, and of a pipeline's folder, which has its weights in the folders of its
+    parts, not what lies beside these: whole checkpoints in one file, which are not read.
+    """
+    found = sorted(folder.rglob("*.safetensors"))
+    wanted = [file for file in found if (other := VARIANT.search(file.name)) is None or other[1] == variant]
+    files = wanted or found
+    parts = [file for file in files if file.parent != folder]
+    if parts and (folder / "model_index.json").is_file():
+        files = parts
     if not files:
         raise UserError(
             f"{folder} holds no .safetensors file: save the pipeline with safe_serialization=True (pickled weights are never read)"

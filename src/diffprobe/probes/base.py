@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, ClassVar, Literal, Protocol, cast
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, cast
 
 import pyarrow as pa
 
@@ -50,6 +50,30 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+
+
+class Load(NamedTuple):
+    """The heaviest calls of a probe: how many rows are in one of each kind; 0 where it makes none. What each takes is the model's to say.
+
+    `network`: of a denoiser's forward. `guided`: images in one guided call of a deployed pipeline, which shows its network two rows or
+    more for each. `encode` and `decode`: of a forward. `graph`: at most of a decoding whose graph is kept for backward passes, fewer
+    where memory is short; it is projected on so many `directions`, and before it in the same graph come `chain` network evaluations.
+    `tuned`: of a network evaluation that is differentiated. `side`: of the largest images in pixels, 0 for the model's native ones.
+    """
+
+    network: int = 0
+    guided: int = 0
+    encode: int = 0
+    decode: int = 0
+    graph: int = 0
+    directions: int = 0
+    chain: int = 0
+    tuned: int = 0
+    side: int = 0
+
+    def with_largest(self, other: Load) -> Load:
+        """Everything at the larger of the two."""
+        return Load(*map(max, self, other))
 
 
 @lru_cache(maxsize=4096)
@@ -201,6 +225,10 @@ class Probe(Protocol):
         ...
 
     def plan(self) -> Iterable[Cell]: ...
+
+    def load(self, batch_size: int) -> Load:
+        """The heaviest calls that its cells make in a rig of this batch size, on any model."""
+        ...
 
     def suited(self, model: Model) -> Probe:
         """This probe without what the model cannot be asked at all; the same where it can be asked everything."""

@@ -234,7 +234,7 @@ def _agreed(store: Store, about: dict[str, Any], extend: bool) -> dict[str, Any]
     for part in ("model", "embedders"):
         for name in sorted(set(before[part]) | set(about[part])):
             old, new = before[part].get(name), about[part].get(name)
-            if old != new and name != "source":
+            if old != new and name != "source" and (old is not None or name != "scheduler"):  # older runs do not tell it
                 raise UserError(
                     f"{store.path} belongs to another {part.rstrip('s')}: {name} is {old} there and {new} here: choose another --out"
                 )

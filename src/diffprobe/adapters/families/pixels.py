@@ -74,6 +74,7 @@ def build(pipelines: Pipelines) -> Model:
         device=str(pipelines.device),
         shape=(channels, size, size),
         facts=facts,
+        wordless=True,
     )
 
 

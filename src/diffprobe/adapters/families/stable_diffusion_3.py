@@ -55,9 +55,9 @@ def _spacing(pipe: Any, num_inference_steps: int, sides: tuple[int, int]) -> Map
 
 
 def blank(pipe: Any, rows: int) -> TextCondition:
-    """States as both CLIPs and, where it is there, the T5 would give them, one after the other, and pooled text."""
+    """States as both CLIPs and the T5 would give them, one after the other, and pooled text."""
     settings = pipe.transformer.config
-    tokens = 77 + (256 if pipe.text_encoder_3 is not None else 77)
+    tokens = 77 + 256  # zeros stand in for a T5 that is not there
     return blank_text(pipe.transformer, rows, (tokens, int(settings.joint_attention_dim)), int(settings.pooled_projection_dim))
 
 

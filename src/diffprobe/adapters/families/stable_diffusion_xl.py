@@ -47,11 +47,11 @@ class XlDenoiser:
 
 
 def build(pipelines: Pipelines) -> Model:
-    """A model with every capability; a refiner's has no denoiser."""
+    """A model with every capability; a refiner only edits."""
     model, pipe = deployed(pipelines), pipelines.either
     assert model.path is not None
     if not takes_sizes(pipe):
-        return replace(model, facts={"denoiser": REFINER})
+        return replace(model, generator=None, facts={"denoiser": REFINER})
     texts = text_and_pooled(pipe, 2)
     asked = convention(model.path, pipe.scheduler)
     return with_network(model, XlDenoiser(pipe.unet, asked, no_text(pipe, texts), int(pipe.vae_scale_factor)), texts)

@@ -13,7 +13,7 @@ from diffprobe.errors import UserError, unknown
 from diffprobe.images import Picture, caption
 from diffprobe.inversion import check_optimisable, parts_of
 from diffprobe.model import Model
-from diffprobe.probes.base import Comparable, Findings, Records
+from diffprobe.probes.base import Comparable, Findings, Load, Records
 from diffprobe.probes.drift.cells import DecoderNoise, Edits, Originals
 from diffprobe.probes.drift.editors import EDITORS, PIPELINE, level_of, needs_of
 from diffprobe.probes.drift.prompts import PROMPT_SETS
@@ -219,6 +219,13 @@ class Drift:
         if self.images == "world":
             return images.sets("world", self.count or 24)[1]
         return images.listed(self.images, "'world' for rendered scenes")[: self.count]
+
+    def load(self, batch_size: int) -> Load:
+        """A batch of images through the deployed pipeline, or inverted; null-text tuning differentiates the network."""
+        rows = min(batch_size, _CHUNK, self.count or _CHUNK)
+        guided = rows * (PIPELINE in self.editors and max(self.guidance_scale) > 1)
+        tuned = rows * ("null-text" in self.editors)
+        return Load(network=rows, guided=guided, encode=rows, decode=rows, tuned=tuned, side=max(self.resolution))
 
     def summarise(self, records: Records) -> Findings:
         """Estimates, verdicts, charts and gallery from the records alone."""

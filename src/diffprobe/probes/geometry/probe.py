@@ -12,7 +12,7 @@ from diffprobe import images
 from diffprobe.errors import UserError, unknown
 from diffprobe.images import Picture
 from diffprobe.model import Model
-from diffprobe.probes.base import Comparable, Findings, Records
+from diffprobe.probes.base import Comparable, Findings, Load, Records
 from diffprobe.probes.geometry.cells import Anchor, Anchors, Samples
 from diffprobe.probes.geometry.compared import comparables
 from diffprobe.probes.geometry.descriptors import How
@@ -248,6 +248,21 @@ class Geometry:
                     )
                     yield place, kept < self.keep_images
                     kept += place.rows
+
+    def load(self, batch_size: int) -> Load:
+        """The graph of the map, of as many rows as memory holds; neighbourhoods of a latent without it; and batches as everywhere."""
+        decoded, drawn = bool(self.sets or self.priors or self.generated or self.slices), bool(self.generated or self.slices)
+        rows, corners = min(batch_size, _CHUNK), 2 * self.dims
+        chain = max(self.prior_steps, bool(self.fields))
+        return Load(
+            network=max(rows * drawn, corners * bool(chain)),
+            encode=rows * bool(self.sets or self.slices),
+            decode=max(rows, corners) * decoded,
+            graph=_CHUNK * self.directions,
+            directions=self.directions,
+            chain=chain,
+            side=self.resolution or 0,
+        )
 
     def summarise(self, records: Records) -> Findings:
         """Estimates, verdicts, charts and gallery from the records alone."""

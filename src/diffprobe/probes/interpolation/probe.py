@@ -12,7 +12,7 @@ from diffprobe.errors import UserError, unknown
 from diffprobe.inversion import METHODS, Inversion, check_optimisable, parts_of
 from diffprobe.measures.interpolation import MEANS, NORMS, Scheme
 from diffprobe.model import Model
-from diffprobe.probes.base import Comparable, Findings, Records
+from diffprobe.probes.base import Comparable, Findings, Load, Records
 from diffprobe.probes.interpolation.compared import comparables
 from diffprobe.probes.interpolation.groups import WORLD, Group, groups
 from diffprobe.probes.interpolation.inversions import Alignments, Inversions, Pool
@@ -272,6 +272,15 @@ class Interpolation:
 
     def _groups(self) -> list[Group]:
         return groups(self.images, self.groups, self.count, self.prompt)
+
+    def load(self, batch_size: int) -> Load:
+        """A batch of latents at a time; guidance asks the network twice, one after the other. Null-text tuning differentiates it."""
+        most = min(batch_size, _CHUNK)
+        mixed = self.draws * bool(self.mixed and self.mixtures)
+        drawn = max((self.control_count or self.count) * ("generated" in self.controls), self.offset_samples * bool(self.offsets))
+        rows, shown = min(most, max(self.count, mixed, drawn)), min(most, max(self.replayed, mixed, drawn))
+        tuned = rows * (self.inversion == "null-text")
+        return Load(network=rows, encode=rows, decode=shown, tuned=tuned, side=self.resolution or 0)
 
     def summarise(self, records: Records) -> Findings:
         """Estimates, verdicts, charts and gallery from the records alone."""

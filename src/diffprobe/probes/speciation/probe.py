@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from diffprobe.errors import UserError
 from diffprobe.model import Model
-from diffprobe.probes.base import Comparable, Findings, Records
+from diffprobe.probes.base import Comparable, Findings, Load, Records
 from diffprobe.probes.speciation.cells import Paths, Snapshots
 from diffprobe.probes.speciation.compared import comparables
 from diffprobe.probes.speciation.partitions import Partition, Push, drawn, expanded, ladder
@@ -159,6 +159,13 @@ class Speciation:
                 yield Snapshots(prompt, seeds[: self.keep_images], self.num_inference_steps, self.snapshots, self.snapshot_sigmas)
         if self.sweep is not None:
             yield from self.sweep.cells()
+
+    def load(self, batch_size: int) -> Load:
+        """All conditions of a trajectory at once, of as many trajectories as make two rows an image of a batch; a sweep's images alone."""
+        sizes = {len(each) for push in (None, *self.pushes) for each in drawn(self.asked, push, self.negative_prompt, _TOGETHER)}
+        rows = max(size * min(max(1, 2 * batch_size // size), self.samples, _CHUNK) for size in sizes)
+        swept = 0 if self.sweep is None else min(batch_size, self.sweep.images)
+        return Load(network=max(rows, swept), decode=max(min(batch_size, self.samples, _CHUNK), swept))
 
     def summarise(self, records: Records) -> Findings:
         """The curves with their levels and windows, the order of the ladder, and what guidance moves; from the records alone."""

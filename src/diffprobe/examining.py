@@ -1,0 +1,38 @@
+"""The command `diffprobe doctor`: the environment, or a model before it is loaded."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+out = Console(highlight=False, soft_wrap=True)
+
+
+def doctor(
+    model: Annotated[str | None, typer.Option(help="A model to look at instead of the environment: any that `run --model` takes.")] = None,
+    size: Annotated[int | None, typer.Option(help="The side of its images in pixels.", show_default="its native one")] = None,
+    batch_size: Annotated[int, typer.Option(help="How many images run at once.")] = 16,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None, typer.Option(help="Of the networks.", show_default="as `run` takes")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    memory: Annotated[float | None, typer.Option(help="GiB to plan for.", show_default="what the device has")] = None,
+) -> None:
+    """The environment and what is known to break it; or what a model is, which probes it can be asked, their memory, what is missing."""
+    from diffprobe.doctor import examine, examine_model
+
+    if model is None:
+        found = examine()
+    else:
+        from diffprobe.adapters.weights import LoadOptions
+
+        room = None if memory is None else int(memory * 2**30)
+        found = examine_model(model, LoadOptions(device, dtype), size=size, batch_size=batch_size, memory=room)
+    sick = 0
+    for finding in found:
+        sick += not finding.well
+        out.print(f"{'ok  ' if finding.well else 'BAD '} {finding.what}: {finding.told}", markup=False)
+    if sick:
+        raise typer.Exit(4)
