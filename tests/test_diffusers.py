@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from diffusers import DiffusionPipeline, StableDiffusionImg2ImgPipeline
+from safetensors.torch import load_file, save_file
 
 from diffprobe import rng
 from diffprobe.adapters.load import load
@@ -337,3 +338,47 @@ def test_a_model_whose_layers_are_fetched_as_they_run_gives_the_same(pipelines: 
             cpu_offload(part, execution_device=torch.device("cpu"), offload_buffers=True)
             assert next(part.parameters()).device.type == "meta"
     assert all(torch.equal(one, other) for one, other in zip(before, asked(), strict=True))
+
+
+def test_a_model_on_another_scheduler_is_another_model(pipelines: Folder, tmp_path: Path) -> None:
+    from tests.test_parity import changed
+
+    plain = load(str(pipelines("sd")))
+    other = load(str(changed(pipelines("sd"), tmp_path / "other", {"timestep_spacing": "trailing"})))
+    assert plain.identity["weights"] == other.identity["weights"]
+    assert plain.identity["scheduler"] != other.identity["scheduler"]
+    assert plain.identity["scheduler"].startswith("DDIMScheduler/")
+    assert plain.identity["scheduler"] == load(str(pipelines("sd"))).identity["scheduler"]
+
+
+@pytest.mark.parametrize("family", ["sd", "sd+lora", "sdxl"])
+def test_in_half_precision_the_autoencoder_keeps_its_own_numbers(pipelines: Folder, family: str) -> None:
+    """Loaded in half precision and widened after it, it would be another decoder."""
+    spec = "+".join(str(pipelines(part)) for part in family.split("+"))
+    full, half = load(spec), load(spec, torch_dtype="bfloat16")
+    latents = rng.normal((4, 16, 16), "test.diffusers", [0])
+    assert full.codec is not None
+    assert half.codec is not None
+    with torch.no_grad():
+        assert torch.equal(full.codec.decode(latents), half.codec.decode(latents))
+
+
+def test_variants_are_read_where_they_are_asked_for(pipelines: Folder, tmp_path: Path) -> None:
+    """A second set of weights beside the first; alone, it must be asked for; and neither it nor a whole checkpoint changes what is not it."""
+    folder = tmp_path / "variants"
+    shutil.copytree(pipelines("sd"), folder)
+    plain, unet = load(str(folder)), folder / "unet" / "diffusion_pytorch_model.safetensors"
+    known = dict(plain.identity)
+    other = {name: value * 0.5 for name, value in load_file(unet).items()}
+    save_file(other, unet.with_name("diffusion_pytorch_model.non_ema.safetensors"), metadata={"format": "pt"})
+    shutil.copy(unet, folder / "v1-5-pruned.safetensors")
+    assert dict(load(str(folder)).identity) == known
+    asked = load(str(folder), variant="non_ema")
+    assert asked.identity["variant"] == "non_ema"
+    assert asked.identity["weights"] != known["weights"]
+    x = rng.normal((4, 16, 16), "test.diffusers", [0])
+    with torch.no_grad():
+        assert not torch.allclose(asked.denoiser(x, 500.0), plain.denoiser(x, 500.0), atol=1e-3)  # type: ignore[misc]
+    unet.unlink()
+    with pytest.raises(UserError, match=r"unet holds the variant 'non_ema' alone: give variant='non_ema'"):
+        load(str(folder))

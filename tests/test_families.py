@@ -244,6 +244,16 @@ def test_lora_weights_that_do_not_fit_are_refused(pipelines: Folder) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_lora_weights_of_another_family_are_refused(pipelines: Folder, tmp_path: Path) -> None:
+    """diffusers itself only warns, and leaves the networks as they were."""
+    layers = {"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": torch.ones(2, 32)}
+    layers["transformer.single_transformer_blocks.0.attn.to_q.lora_B.weight"] = torch.ones(32, 2)
+    save_file(layers, tmp_path / "flux.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="fit no part of this StableDiffusionImg2ImgPipeline: they are of another family"):
+        load(f"{pipelines('sd')}+{tmp_path / 'flux.safetensors'}")
+    assert load(f"{pipelines('flux')}+{tmp_path / 'flux.safetensors'}").identity["lora"].startswith("sha256:")
+
+
 def test_members_stand_on_either_side_of_a_plus_by_name() -> None:
     tuned, same = load("embedded+embedded-pastel"), load("embedded-pastel")
     assert tuned.name == "embedded+embedded-pastel"

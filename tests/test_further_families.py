@@ -3,23 +3,27 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
 from diffprobe import rng
 from diffprobe.adapters.codecs import PixelCodec
-from diffprobe.adapters.families.flux import packed, positions, unpacked
+from diffprobe.adapters.families.flux import FluxDenoiser, packed, positions, unpacked
 from diffprobe.adapters.load import load, rig
+from diffprobe.controls.frames import mixed_condition
 from diffprobe.errors import UserError
+from diffprobe.inversion import Inversion, InversionEditor, invert, replay
 from diffprobe.model import EditSettings, GenerateSettings
 from diffprobe.probes.consistency import Consistency
 from diffprobe.probes.geometry import Geometry
 from diffprobe.runs.asked import asked
 from diffprobe.runs.result import start, suited
 from diffprobe.runs.study import preset
+from diffprobe.sampling import Guidance, guided, guides
 
 Folder = Callable[[str], Path]
 
@@ -139,3 +143,83 @@ def test_weights_of_one_part_that_are_missing_are_named(pipelines: Folder, tmp_p
     (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(UserError, match=r"vae has no \.safetensors weights: fetch them"):
         load(str(folder))
+
+
+def test_guidance_that_a_network_is_told_is_told_wherever_we_guide(pipelines: Folder) -> None:
+    """Also inversion's way down; within an interval of levels only there; and where there is none, the scale changes nothing."""
+    model = load(str(pipelines("flux")))
+    assert isinstance(model.denoiser, FluxDenoiser)
+    assert model.path is not None
+    assert model.condition is not None
+    x, text = rng.normal((4, 16, 16), "test.further", range(2)), model.condition(["a", "blue"])
+    scaled = replace(model.denoiser, guidance=5.0)
+    with torch.no_grad():
+        assert torch.equal(guided(model.denoiser, model.path, Guidance(5.0))(x, 0.7, text), scaled(x, 0.7, text))
+        low = guided(model.denoiser, model.path, Guidance(5.0, hi=1.0))
+        assert torch.equal(low(x, 0.7, text), model.denoiser(x, 0.7, text))
+        assert torch.equal(low(x, 0.3, text), scaled(x, 0.3, text))
+    down = replay(model, x, ["a", "blue"], Inversion("ddim", 4), guidance_scale=5.0)
+    told = replay(replace(model, denoiser=scaled), x, ["a", "blue"], Inversion("ddim", 4))
+    assert torch.allclose(down, told, atol=1e-5)
+    for how in (Inversion("null-text", 4, 5.0), Inversion("ddim", 4, negative_prompt="blue")):
+        with pytest.raises(UserError, match="flux is told its guidance and guided away from nothing: choose ddim or fixed-point"):
+            invert(model, x, ["a", "blue"], how)
+    steady = load(str(pipelines("schnell")))
+    assert steady.denoiser is not None
+    assert (guides(steady.denoiser, 5.0), guides(model.denoiser, 5.0), guides(model.denoiser, 1.0)) == (False, True, False)
+    edited = InversionEditor(steady, Inversion("ddim")).edit(x[:, :, :8, :8], ["a", "blue"], [0, 1], EditSettings(0.5, 4, 5.0))
+    assert not edited.guided
+
+
+def test_a_mixture_of_prompts_of_different_lengths_goes_over_into_its_ends(pipelines: Folder) -> None:
+    model = load(str(pipelines("sigma")))
+    assert model.denoiser is not None
+    assert model.condition is not None
+    x, texts = rng.normal((4, 16, 16), "test.further", [0]), model.condition(["a", "a red star on blue sky"])
+
+    def asked(share: float) -> torch.Tensor:
+        with torch.no_grad():
+            clean: torch.Tensor = model.denoiser(x, 500.0, mixed_condition(texts, torch.tensor([[1 - share, share]])))  # type: ignore[misc]
+            return clean
+
+    with torch.no_grad():
+        ends = [model.denoiser(x, 500.0, texts[i : i + 1]) for i in range(2)]
+    span = float((ends[1] - ends[0]).norm())
+    assert torch.allclose(asked(0.0), ends[0], atol=1e-4 * span)
+    assert torch.allclose(asked(1.0), ends[1], atol=1e-4 * span)
+    assert float((asked(1e-6) - ends[0]).norm()) < 1e-2 * span
+    assert 0.05 * span < float((asked(0.5) - ends[0]).norm()) < 1.5 * span
+
+
+def test_a_refiner_edits_and_generates_nothing(pipelines: Folder, tmp_path: Path) -> None:
+    """As it is published: the class that edits, a score in place of a size, and one text encoder."""
+    folder = tmp_path / "refiner"
+    shutil.copytree(pipelines("sdxl"), folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"_class_name": "StableDiffusionXLImg2ImgPipeline", "requires_aesthetics_score": True}
+    index |= {"text_encoder": [None, None], "tokenizer": [None, None]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    for part in ("text_encoder", "tokenizer"):
+        shutil.rmtree(folder / part)
+    settings = dict(UNet2DConditionModel.load_config(folder / "unet"))
+    changed = {"projection_class_embeddings_input_dim": 5 * 8 + 16, "cross_attention_dim": 16}
+    UNet2DConditionModel.from_config(settings | changed).save_pretrained(folder / "unet")
+    model = load(str(folder))
+    assert model.capabilities == {"path", "codec", "editor"}
+    assert model.editor is not None
+    edited = model.editor.edit(torch.zeros(1, 4, 16, 16), ["a"], [0], EditSettings(0.5, 4, 5.0))
+    assert edited.images.shape == (1, 3, 32, 32)
+
+
+def test_a_pipeline_of_pixels_may_lie_in_one_folder(pipelines: Folder, tmp_path: Path) -> None:
+    """As the oldest published ones do: the network's files beside the index, and the scheduler's."""
+    folder = tmp_path / "flat"
+    shutil.copytree(pipelines("ddpm"), folder)
+    for part in ("unet", "scheduler"):
+        for file in (folder / part).iterdir():
+            shutil.move(file, folder / file.name)
+        (folder / part).rmdir()
+    flat, usual = load(str(folder)), load(str(pipelines("ddpm")))
+    x = rng.normal((3, 16, 16), "test.further", [0])
+    with torch.no_grad():
+        assert torch.equal(flat.denoiser(x, 500.0), usual.denoiser(x, 500.0))  # type: ignore[misc]

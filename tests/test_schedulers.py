@@ -144,3 +144,32 @@ def test_what_no_pipeline_of_a_family_runs_on_is_refused(pipelines: Folder, tmp_
         load(str(changed(pipelines("sd3"), tmp_path / "sd3", {"_class_name": "DDIMScheduler", **BETAS})))
     with pytest.raises(UserError, match="pip install torchsde"):
         load(str(changed(pipelines("sd"), tmp_path / "sde", {"_class_name": "DPMSolverSDEScheduler", **BETAS})))
+
+
+def test_levels_beyond_what_a_network_knows_are_refused(pipelines: Folder, tmp_path: Path) -> None:
+    from tests.test_parity import changed
+
+    far = {"_class_name": "EulerDiscreteScheduler", **BETAS, "use_karras_sigmas": True, "sigma_min": 0.002, "sigma_max": 80.0}
+    with pytest.raises(UserError, match=r"this EulerDiscreteScheduler: .*reaches sigma 80, and the network was trained up to 14\.61"):
+        load(str(changed(pipelines("sd"), tmp_path / "far", far)))
+
+
+def test_a_solver_on_which_a_flow_cannot_be_edited_is_refused(pipelines: Folder, tmp_path: Path) -> None:
+    from tests.test_parity import changed
+
+    solver = {"_class_name": "DPMSolverMultistepScheduler", **BETAS, "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    for family in ("sd3", "flux"):
+        with pytest.raises(UserError, match="pipelines do not run on a DPMSolverMultistepScheduler"):
+            load(str(changed(pipelines(family), tmp_path / family, solver)))
+
+
+def test_the_steps_of_a_level_are_the_calls_of_the_network(pipelines: Folder, tmp_path: Path) -> None:
+    """PNDM, which Stable Diffusion 1 is published with, visits one level twice."""
+    from tests.test_parity import changed
+
+    pndm = {"_class_name": "PNDMScheduler", **BETAS, "skip_prk_steps": True, "steps_offset": 1, "set_alpha_to_one": False}
+    model, calls = load(str(changed(pipelines("sd"), tmp_path / "pndm", pndm))), list[int]()
+    assert model.editor is not None
+    model.editor.pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))  # type: ignore[attr-defined]
+    edited = model.editor.edit(torch.zeros(1, 4, 16, 16), ["a"], [0], EditSettings(0.3, 20, 1.0))
+    assert edited.level.steps == len(calls) == 7

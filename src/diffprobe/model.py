@@ -31,6 +31,13 @@ class StatedCondition(Protocol):
     def with_states(self, states: Tensor) -> StatedCondition: ...
 
 
+@runtime_checkable
+class ToldGuidance(Protocol):
+    """A denoiser whose network is told the scale of its guidance instead of being asked twice; `told` is itself where none is."""
+
+    def told(self, scale: float) -> Denoiser: ...
+
+
 class Codec(Protocol):
     """Between images [B, 3, H, W] in [0, 1] and latents [B, C, h, w] in the denoiser's scale; `decode` is unclamped and differentiable."""
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diffprobe import rng
-from diffprobe.model import Denoiser
+from diffprobe.model import Denoiser, ToldGuidance
 from diffprobe.paths import NoisePath, Time, like, transition
 
 
@@ -121,19 +121,33 @@ def noised(path: NoisePath, x0: Tensor, t: Time, noise: Tensor) -> Tensor:
 
 
 def guided(denoiser: Denoiser, path: NoisePath, guidance: Guidance) -> Denoiser:
-    """The denoiser with guidance: two network calls inside the interval, one outside it or at scale 1, where nothing changes."""
+    """The denoiser with guidance: two network calls inside the interval, one outside it or at scale 1, where nothing changes.
+
+    A network that is told its guidance is told this scale inside, and is guided away from nothing.
+    """
+    told = denoiser.told(guidance.scale) if isinstance(denoiser, ToldGuidance) else None
 
     def combined(x: Tensor, t: Tensor | float, cond: Any = None) -> Tensor:
         ratio = path.ratio(t)
         inside = (ratio > guidance.lo) & (ratio <= guidance.hi)
+        if told is not None and bool(inside.all()):
+            return told(x, t, cond)
         plain = denoiser(x, t, cond)
         if guidance.scale == 1 or not bool(inside.any()):
             return plain
-        away = denoiser(x, t, guidance.negative)
-        pushed = away + guidance.scale * (plain - away)
+        if told is not None:
+            pushed = told(x, t, cond)
+        else:
+            away = denoiser(x, t, guidance.negative)
+            pushed = away + guidance.scale * (plain - away)
         return torch.where(like(inside.double(), x) > 0, pushed, plain)
 
     return combined
+
+
+def guides(denoiser: Denoiser, scale: float) -> bool:
+    """Whether guidance at a scale changes what this denoiser says."""
+    return scale != 1 and not (isinstance(denoiser, ToldGuidance) and denoiser.told(scale) is denoiser)
 
 
 def _noise(sampler: Sampler, index: int, x: Tensor) -> Tensor | None:

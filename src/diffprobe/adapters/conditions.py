@@ -14,7 +14,8 @@ from torch import Tensor
 class TextCondition:
     """Text `states` [B, tokens, width] and what a network takes beside them, one row a sample.
 
-    `pooled` is the text's sum [B, width], `mask` [B, tokens] says which tokens count, `picture` [B, C, h, w] is an image to be edited.
+    `pooled` is the text's sum [B, width]. `mask` [B, tokens] says which tokens count, or [B, 1, tokens] what is added to their logits.
+    `picture` [B, C, h, w] is an image to be edited.
     """
 
     states: Tensor

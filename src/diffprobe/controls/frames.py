@@ -17,6 +17,7 @@ from diffprobe.measures.interpolation import Scheme, mix
 from diffprobe.model import Model, Rig
 from diffprobe.probes.looks import decode, encoded
 
+_UNSEEN = -1e4  # of a logit of attention, for a token that does not count
 _OTHER, _WORSE = 0.01, 0.003  # mean squared errors of 20 and 25 dB
 
 
@@ -119,14 +120,23 @@ def mixed_condition(condition: Any, weights: Tensor) -> Any:
     Raises UserError for conditions that are no numbers, such as classes.
     """
     if isinstance(condition, TextCondition):
-        mixed = replace(condition, mask=None).each(lambda part: mixed_condition(part, weights))
-        if condition.mask is None:
-            return mixed
-        counted = (weights.to(condition.mask.device) != 0).float() @ condition.mask.float()  # a token counts where one of them has it
-        return replace(mixed, mask=(counted > 0).to(condition.mask.dtype))
+        return condition.each(lambda part: mixed_condition(part, weights)) if condition.mask is None else _masked(condition, weights)
     if not (isinstance(condition, Tensor) and condition.is_floating_point()):
         raise UserError("this model's conditions are classes, which do not mix: give one prompt for all images")
     return torch.tensordot(weights.to(condition.device, torch.float32), condition.float(), dims=1).to(condition.dtype)
+
+
+def _masked(condition: TextCondition, weights: Tensor) -> TextCondition:
+    """Mixtures of prompts of different lengths: a token's states are the mean of those that count, and it counts as much as these weigh.
+
+    The mask becomes what is added to attention's logits [K, 1, tokens], the log of that weight, so that a mixture goes over into its
+    ends: a token of a prompt of little weight is little seen.
+    """
+    assert condition.mask is not None
+    shares = weights.to(condition.states.device, torch.float32)[:, :, None] * condition.mask.float()[None]  # [K, N, tokens]
+    whole = shares.sum(1)
+    states = torch.einsum("knt,ntd->ktd", shares, condition.states.float()) / whole.clamp_min(1e-12)[..., None]
+    return TextCondition(states.to(condition.states.dtype), mask=whole.log().clamp_min(_UNSEEN)[:, None])
 
 
 def _saying(model: Model, together: str, prompts: Sequence[str], weights: Tensor) -> Model:

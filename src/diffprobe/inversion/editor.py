@@ -16,6 +16,7 @@ from diffprobe.inversion.climb import levels
 from diffprobe.inversion.invert import Inversion, invert, replay
 from diffprobe.model import Edited, EditSettings, Level, Model
 from diffprobe.paths import executed_steps
+from diffprobe.sampling import guides
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +65,8 @@ class InversionEditor:
         edited = replay(self.model, found.latents, prompts, how, guidance_scale=scale, nothing=found.nothing, times=times)
         with torch.no_grad():
             images = codec.decode(edited.to(self.model.device)).float().cpu()
-        return Edited(images, edited, level._replace(steps=len(times)), scale > 1 and how.method != "negative-prompt")
+        pushed = self.model.denoiser is not None and guides(self.model.denoiser, scale) and how.method != "negative-prompt"
+        return Edited(images, edited, level._replace(steps=len(times)), pushed)
 
     def _start(self, strength: float, num_inference_steps: int) -> tuple[Level, tuple[float, ...]]:
         """The level of a strength, and the times from it to data."""
@@ -81,7 +83,7 @@ class InversionEditor:
         times = all_times[num_inference_steps - level.steps :]
         if not times or _same(float(path.ratio(times[0])), level.sigma):
             return level, times
-        # Its scheduler spaces its levels otherwise than the path (trailing, Karras): the same start, and the path's levels below it.
+        # Its scheduler makes half steps, or was changed since: the same start, and the path's levels below it.
         first = float(path.time(level.sigma))
         return level, (first, *(t for t in all_times if t < first and not _same(float(path.ratio(t)), level.sigma)))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from diffprobe.errors import UserError, unknown
 from diffprobe.inversion.climb import checked, climb, levels
 from diffprobe.inversion.null_text import INNER_STEPS, check_optimisable, null_text, with_states
-from diffprobe.model import Denoiser, Model
+from diffprobe.model import Denoiser, Model, ToldGuidance
 from diffprobe.paths import NoisePath
 from diffprobe.sampling import Guidance, final, guided, trajectory
 
@@ -99,6 +99,10 @@ def invert(
     """
     denoiser, path, condition = parts_of(model)
     times = levels(path, how.num_inference_steps) if times is None else checked(times)
+    if isinstance(denoiser, ToldGuidance) and (how.negative_prompt or how.method in {"null-text", "negative-prompt"}):
+        raise UserError(
+            f"{model.name} is told its guidance and guided away from nothing: choose ddim or fixed-point, and no negative_prompt"
+        )
     x, cond, away = _placed(model, latents, prompts), condition(list(prompts)), _away(condition, how, len(prompts))
     if how.method == "null-text":
         check_optimisable(away, how.guidance_scale)

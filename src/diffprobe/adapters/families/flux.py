@@ -46,6 +46,10 @@ class FluxDenoiser:
         ).sample
         return self.convention.clean(x, t, unpacked(raw, (height, width)))
 
+    def told(self, scale: float) -> FluxDenoiser:
+        """This denoiser told another scale; itself where the network is told none."""
+        return replace(self, guidance=scale) if self.transformer.config.guidance_embeds and scale != self.guidance else self
+
     @cached_property
     def _nothing(self) -> TextCondition:
         return self.nothing()

@@ -38,7 +38,7 @@ class PixArtDenoiser:
         raw = self.transformer(
             self.convention.shown(x, t).to(self.transformer.dtype),
             encoder_hidden_states=text.states,
-            encoder_attention_mask=text.mask,
+            encoder_attention_mask=text.mask if text.mask is None or text.mask.ndim == 2 else text.mask.to(text.states.dtype),
             timestep=self.convention.clock(x, t),
             added_cond_kwargs=self._told(x, text.states.dtype),
         ).sample
