@@ -364,7 +364,7 @@ def test_in_half_precision_the_autoencoder_keeps_its_own_numbers(pipelines: Fold
 
 
 def test_variants_are_read_where_they_are_asked_for(pipelines: Folder, tmp_path: Path) -> None:
-    """A second set of weights beside the first; alone, it must be asked for; and neither it nor a whole checkpoint changes what is not it."""
+    """A second set of weights beside the first; alone, it must be asked for. Neither it nor a whole checkpoint is a part of the first."""
     folder = tmp_path / "variants"
     shutil.copytree(pipelines("sd"), folder)
     plain, unet = load(str(folder)), folder / "unet" / "diffusion_pytorch_model.safetensors"
