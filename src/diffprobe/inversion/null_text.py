@@ -120,8 +120,9 @@ def _optimised(down: _Descent, states: Tensor, index: int, iterations: int) -> T
             if not error.requires_grad:
                 raise UserError("null-text inversion needs gradients from the network to its condition, and here are none: use 'ddim'")
             (lifted,) = torch.autograd.grad(error.sum() * LIFT, found)
+        error = error.detach()  # what of the graph no backward pass went through would live until the next one is there
         found.grad = lifted / LIFT
-        going = going & (error.detach() > 1e-5 + 2e-5 * index)
+        going = going & (error > 1e-5 + 2e-5 * index)
         if not going.any():
             break
         before = found.detach().clone()

@@ -204,12 +204,8 @@ def _network(model: Model, shape: tuple[int, ...], wanted: Load) -> dict[str, An
         return denoiser(x.requires_grad_(), t, cond).sum(), x
 
     def back(rows: int) -> None:
-        """Twice, as inner steps follow one another: what of a graph no backward pass went through lives until the next one is there."""
         with gradients():
-            held = graph(rows)
-            torch.autograd.grad(*held)
-            held = graph(rows)
-            torch.autograd.grad(*held)
+            torch.autograd.grad(*graph(rows))
 
     # A prompt is encoded before, and what a first call keeps for later ones is kept.
     conditions = {rows: None if model.condition is None else model.condition([""] * rows) for rows in {1, *_FORWARD, *_GRAPH}}
