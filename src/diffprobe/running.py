@@ -119,7 +119,8 @@ def _one(study: Study, path: Path, options: _Options) -> bool:
         worker = rig(under_test, study.embedders, study.scorers, batch_size=study.batch_size)
     probes = suited(study.probes, worker) if options.suit else study.probes
     if probes != study.probes:
-        out.print(f"{study.model} cannot be asked all of this budget: it is asked what it can be")
+        names = ", ".join(probe.name for probe in probes)
+        out.print(f"{study.model} cannot be asked all of this budget: it is asked {names}; `diffprobe doctor --model` says why")
         steps = plan(probes)
     with terminal.progress(out, len(steps)) as told:
         done = start(worker, probes, path, extend=options.extend, report=told)

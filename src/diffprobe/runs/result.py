@@ -21,7 +21,7 @@ from markupsafe import Markup
 from diffprobe.errors import UserError, unknown
 from diffprobe.files import explained
 from diffprobe.measures.stats import Estimate
-from diffprobe.model import Rig
+from diffprobe.model import Model, Rig
 from diffprobe.probes.base import Findings, Probe
 from diffprobe.report import charts
 from diffprobe.report.document import Document, Failure, Section, named_charts, unique
@@ -186,7 +186,15 @@ def suited(probes: Iterable[Probe], rig: Rig) -> tuple[Probe, ...]:
     """Of several probes those that this rig can be asked, without what its model has no axis for; all where it can be asked none."""
     chosen = tuple(probes)
     fitted = tuple(probe.suited(rig.model) for probe in chosen)
-    return tuple(probe for probe in fitted if probe.needs <= rig.capabilities) or chosen
+    return tuple(probe for probe in fitted if probe.needs <= rig.capabilities and _can(probe, rig.model)) or chosen
+
+
+def _can(probe: Probe, model: Model) -> bool:
+    try:
+        probe.check(model)
+    except UserError:
+        return False
+    return True
 
 
 def check(probes: Iterable[Probe], rig: Rig) -> None:
