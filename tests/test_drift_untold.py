@@ -1,5 +1,6 @@
 """Drift of an editor that says nothing of noise levels and has no codec, such as a service: what is known of it, and what is null."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from diffprobe.errors import UserError
 from diffprobe.model import EditSettings, Model
 from diffprobe.probes.base import Findings
 from diffprobe.probes.drift import Drift
+from diffprobe.runs.gate import gate
 from diffprobe.runs.pairing import paired
-from diffprobe.runs.result import check, start
+from diffprobe.runs.result import Run, check, start
 from tests.test_conformance import rig
 from tests.test_drift import measured, of
 
@@ -160,10 +162,77 @@ def test_a_pipeline_that_says_nothing_keeps_its_denoiser_from_inverting() -> Non
     assert (fitted.editors, fitted.budget) == (("pipeline",), False)
 
 
-def test_an_editor_that_ignores_strength_is_measured_once() -> None:
+def test_no_more_steps_are_advised_where_steps_tell_nothing_apart(service: Model, tmp_path: Path) -> None:
+    probe = Drift(count=3, prompt_sets=("empty",), strengths=(0.2, 0.4), budget=False, tolerance=1e-4)
+    found = probe.summarise(measured(service, probe, tmp_path))
+    assert "No law is selected: 2 distinct effective levels, a law is selected from 4: measure more strengths." in found.verdicts
+    assert any(verdict.endswith("measure lower levels.") for verdict in found.verdicts)
+
+
+def unchanged(images: Tensor, prompts: list[str], seeds: list[int], settings: EditSettings) -> Tensor:
+    return images
+
+
+def every_other(images: Tensor, prompts: list[str], seeds: list[int], settings: EditSettings) -> Tensor:
+    """The images of odd seeds, and of the others what `shifted` makes."""
+    kept = torch.tensor([seed % 2 == 1 for seed in seeds])[:, None, None, None]
+    return torch.where(kept, images, shifted(images, prompts, seeds, settings))
+
+
+def run_of(edit: Any, folder: Path) -> Run:
+    probe = Drift(count=6, prompt_sets=("empty",), strengths=(0.2, 0.4, 0.6, 0.8), budget=False)
+    return start(rig(wrap(editor=edit, size=16, name=edit.__name__)), [probe], folder / edit.__name__)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    folder = tmp_path_factory.mktemp("unchanged")
+    return {edit.__name__: run_of(edit, folder) for edit in (shifted, unchanged, every_other)}
+
+
+def test_an_editor_that_changes_nothing_is_said_to(runs: dict[str, Run]) -> None:
+    found = runs["unchanged"].findings["drift"]
+    assert found.verdicts[0].endswith("the pipeline at strength 0.8 returns every image unchanged (6 images).")
+    assert not [verdict for verdict in found.verdicts if "counts" in verdict or "nan" in verdict]
+    cards = {card.estimate.quantity: card for card in found.cards}
+    assert (cards["mse"].estimate.value, cards["k"].estimate.value) == (0, 0)
+    assert cards["k"].note == "slope of the mean squared error on strength²; the error is the same at every strength"
+    told = "every image came back unchanged, at an infinite ratio"
+    assert {e.reason for e in found.estimates if e.quantity == "psnr"} == {told}
+    assert cards["psnr"].estimate.reason == told
+    (rule,) = gate(runs["unchanged"], None, ["drift.psnr >= 30"]).outcomes
+    assert rule.sentence.endswith(f"{told}.")
+    assert not next(chart for chart in found.charts if chart.name == "law-shares").rows
+
+
+def test_a_likeness_of_only_the_changed_images_says_so(runs: dict[str, Run]) -> None:
+    found = runs["every_other"].findings["drift"]
+    assert "returns images at 21.9 dB from the original, over the 3 of 6 edits that changed anything (mean squared" in found.verdicts[0]
+    card = next(card for card in found.cards if card.estimate.quantity == "psnr")
+    assert card.note == "empty prompts, strength 0.8; images in [0, 1], over the 3 of 6 edits that changed anything"
+    assert card.estimate.value == pytest.approx(-20 * math.log10(0.08))
+    assert card.estimate.n == 3
+    whole = runs["shifted"].findings["drift"]
+    assert "over" not in whole.verdicts[0]
+    assert next(card.note for card in whole.cards if card.estimate.quantity == "psnr") == "empty prompts, strength 0.8; images in [0, 1]"
+
+
+def test_no_likeness_is_compared_where_some_are_infinite(runs: dict[str, Run]) -> None:
+    """The changed half alone would be said to be equal to that half of the other run."""
+    told = {name: {pair.base_comparable.quantity for pair in paired(runs["shifted"], runs[name], "drift").pairs} for name in runs}
+    assert told["shifted"] - told["every_other"] == told["shifted"] - told["unchanged"] == {"psnr"}
+
+
+def test_an_editor_that_ignores_strength_is_measured_once(tmp_path: Path) -> None:
     model = wrap(editor=shifted, size=8, strength_axis=False)
     fitted = Drift().suited(model)
     assert fitted.strengths == (1.0,)
     check([fitted], rig(model))
+    found = replace(fitted, count=3, tolerance=0.001).summarise(measured(model, replace(fitted, count=3), tmp_path))
+    assert "No law is selected: 1 distinct effective levels, a law is selected from 4." in found.verdicts
+    (allowed,) = [verdict for verdict in found.verdicts if verdict.startswith("No measured strength")]
+    assert allowed.endswith("over the tolerance of 0.001.")
+    assert str(next(card.estimate.reason for card in found.cards if card.title == "strength budget")) in allowed
+    assert not [verdict for verdict in found.verdicts if ": measure" in verdict or "more steps" in verdict]
     with pytest.raises(UserError, match="has no strength axis"):
         check([Drift(budget=False)], rig(model))

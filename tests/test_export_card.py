@@ -75,6 +75,11 @@ def ours(text: str) -> list[EvalResult]:
     return [one for one in results(text) if "diffprobe" in (one.metric_args or {})]
 
 
+def index(results: str) -> str:
+    """A card whose index has these results."""
+    return f"---\nmodel-index:\n- name: toy\n  results:\n  {results}\n---\n"
+
+
 def stripped(text: str) -> str:
     """The text without what is ours, line by line: every other line must be there, in its order."""
     head, _, rest = text.partition(START)
@@ -222,7 +227,14 @@ def test_a_cards_mode_and_link_stay(run: Run, tmp_path: Path) -> None:
         ("---\nmodel-index: high\n---\n", "is no list"),
         ("---\nmodel-index:\n- name: toy\n---\n", "a model without results"),
         ("---\nmodel-index: [{name: toy, results: [{task: {type: a}, metrics: [{type: b, value: 1}]}]}]\n---\n", "one item a line"),
-        ("---\nx: &x {type: b, value: 1}\nmodel-index:\n- name: toy\n  results:\n  - metrics:\n    - *x\n---\n", "without & and *"),
+        ("---\nx: &x {type: b, value: 1}\nmodel-index:\n- name: toy\n  results:\n  - metrics:\n    - *x\n---\n", "without {}, & and *"),
+        (index("- task: {type: a}\n    metrics:\n    - fid"), "cannot be changed in part"),
+        (index("- task: {type: a}\n    metrics: {fid: 3}"), "cannot be changed in part"),
+        (index("- high"), "cannot be changed in part"),
+        (index("- metrics:\n    - {type: a, value: 1, args: 5}"), "cannot be changed in part"),
+        ("---\nmodel-index:\n- toy\n- name: b\n  results:\n  - metrics:\n    - {type: a, value: 1}\n---\n", "cannot be changed in part"),
+        ("---\n{license: mit}\n---\n# T\n", "as plain lines from the first column"),
+        ("---\n  license: mit\n---\n# T\n", "as plain lines from the first column"),
         (f"# Toy\n{START}\n", "needs one <!-- diffprobe -->"),
         (f"# Toy\n{END}\n{START}\n", "needs one <!-- diffprobe -->"),
         ("# T\udcffy", "cannot be read as a Markdown file"),

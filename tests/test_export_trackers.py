@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -157,12 +158,35 @@ def test_mlflow_goes_to_the_experiment_that_is_named(run: Run, monkeypatch: pyte
     assert len(in_mlflow("releases")) == 1
 
 
-def test_mlflow_without_a_store_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE")
-    with pytest.raises(UserError, match=r"MLflow refuses \(.*\): set MLFLOW_TRACKING_URI to a server or store that takes runs") as caught:
+def test_mlflow_without_a_store_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None named, one that is not allowed, and one where a file is in the way; then what the line says to set."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    for name, value in (
+        ("MLFLOW_TRACKING_URI", (tmp_path / "file" / "mlruns").as_uri()),
+        ("MLFLOW_ALLOW_FILE_STORE", "false"),
+        ("MLFLOW_TRACKING_URI", None),
+    ):
+        monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=r"^MLflow refuses \(\S.*\): set .*") as caught:
+            export(run, "mlflow")
+        assert caught.value.exit_code == 4
+        assert "\n" not in str(caught.value)
+    said = re.findall(r"(MLFLOW_\w+)=(\S+)", str(caught.value))
+    assert len(said) == 2
+    for name, value in said:
+        monkeypatch.setenv(name, value)
+    export(run, "mlflow")
+    assert len(in_mlflow()) == 1
+    assert (tmp_path / "mlruns").is_dir()
+
+
+def test_mlflow_with_a_deleted_experiment_names_the_variable(run: Run) -> None:
+    client = MlflowClient()
+    client.delete_experiment(client.create_experiment("diffprobe"))
+    with pytest.raises(UserError, match=r"experiment 'diffprobe' is deleted: .* set MLFLOW_EXPERIMENT_NAME to another") as caught:
         export(run, "mlflow")
     assert caught.value.exit_code == 4
-    assert "\n" not in str(caught.value)
 
 
 def test_wandb_has_the_whole_run(run: Run, tmp_path: Path) -> None:
@@ -246,6 +270,11 @@ def test_tensorboard_has_the_settings_as_hyperparameters(run: Run, board: Path) 
     assert {name: value.string_value for name, value in found.items()} == {
         name: text_of(value) for name, value in setting_names(settings_of(run)).items()
     }
+
+
+def test_tensorboards_file_is_not_named_after_the_machine(board: Path) -> None:
+    [path] = board.glob("events.*")
+    assert re.fullmatch(r"events\.out\.tfevents\.\d+\.diffprobe", path.name)
 
 
 def test_tensorboard_leaves_the_files_of_others(run: Run, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler, UNet2DModel
 from PIL import Image
 from torch import Tensor, nn
 
@@ -179,6 +179,97 @@ def test_weights_that_a_function_or_an_object_holds_are_known_too() -> None:
     assert made(lambda x, t: x, version="2").identity["version"] == "2"
 
 
+class Slots:
+    __slots__ = ("net",)
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return torch.as_tensor(self.net(x, t))
+
+
+class Items:
+    def __init__(self, nets: Any) -> None:
+        self.nets = nets
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return torch.as_tensor(self.nets[0](x, t))
+
+
+def first(net: Any, x: Tensor, t: Tensor) -> Tensor:
+    return torch.as_tensor(net(x, t))
+
+
+def last(x: Tensor, t: Tensor, *, net: Any = None) -> Tensor:
+    return torch.as_tensor(net(x, t))
+
+
+def decorated(net: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    @torch.no_grad()
+    def ask(x: Tensor, t: Tensor) -> Tensor:
+        return torch.as_tensor(net(x, t))
+
+    return ask
+
+
+def with_default(net: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    def ask(x: Tensor, t: Tensor, own: nn.Module = net) -> Tensor:
+        return torch.as_tensor(own(x, t))
+
+    return ask
+
+
+def with_keyword_default(net: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    def ask(x: Tensor, t: Tensor, *, own: nn.Module = net) -> Tensor:
+        return torch.as_tensor(own(x, t))
+
+    return ask
+
+
+def global_(net: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function whose only mention of a global network is inside a comprehension."""
+    names: dict[str, Any] = {"net": net, "torch": torch, "__name__": __name__}
+    exec("def ask(x, t): return torch.cat([net(one[None], t) for one in x])", names)
+    found: Callable[[Tensor, Tensor], Tensor] = names["ask"]
+    return found
+
+
+HOLDING: dict[str, Callable[[nn.Module], Callable[[Tensor, Tensor], Tensor]]] = {
+    "decorated": decorated,
+    "argument of a partial": lambda net: partial(first, net),
+    "keyword of a partial": lambda net: partial(last, net=net),
+    "partial of a partial": lambda net: partial(partial(first, net)),
+    "default": with_default,
+    "keyword default": with_keyword_default,
+    "dict": lambda net: Items({0: net}),
+    "list": lambda net: Items([net]),
+    "tuple": lambda net: Items((net,)),
+    "slots": Slots,
+    "global": global_,
+}
+
+
+@pytest.mark.parametrize("hold", sorted(HOLDING))
+def test_weights_are_known_however_they_are_held(hold: str) -> None:
+    made = partial(wrap, predicts="x0", path=VarianceExploding(), shape=(3, 8, 8))
+    one, same, other = (made(HOLDING[hold](Scaled(weight).eval())).identity for weight in (0.5, 0.5, 0.25))
+    assert one == same
+    assert one["weights"] != other["weights"]
+    assert "version" not in one
+
+
+def test_a_name_without_a_value_yet_hides_no_weights() -> None:
+    def edit(images: Tensor, *_: Any) -> Tensor:
+        return torch.as_tensor(net(later(images)))
+
+    net = nn.Conv2d(3, 3, 1)
+    identity = wrap(editor=edit, size=8).identity
+    later = torch.relu
+    assert not identity["editor"].endswith("/none")
+    assert "version" not in identity
+
+
 def test_a_service_is_known_by_what_it_says() -> None:
     class Service:
         fingerprint = "service/7"
@@ -222,6 +313,25 @@ def test_a_deployed_network_wrapped_on_its_scheduler_is_the_adapters(family: str
         assert plain.denoiser is not None
         with torch.no_grad():
             assert torch.allclose(plain.denoiser(x, t, states), theirs, atol=1e-5)
+
+
+def test_what_a_preconditioned_network_predicts_changes_neither_its_input_nor_its_clock() -> None:
+    """Of an EDM scheduler: D = c_skip x + c_out F(c_in x, log(sigma)/4), with the sign of c_out turned for v (Karras et al. 2022)."""
+    scheduler, x, sigma = EDMEulerScheduler(), rng.normal((3, 8, 8), "test.wrap", range(2)), 2.0
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        return x + t.reshape(-1, 1, 1, 1)
+
+    own = scheduler.config.sigma_data
+    total = (sigma**2 + own**2) ** 0.5
+    for word, sign in (("eps", 1), ("v", -1)):
+        model = wrap(network, path=scheduler, predicts=word, shape=(3, 8, 8))
+        assert model.denoiser is not None
+        said = x / total + np.log(sigma) / 4
+        assert torch.allclose(model.denoiser(x, sigma), own**2 / total**2 * x + sign * sigma * own / total * said, atol=1e-5)
+    for word in ("x0", "velocity"):
+        with pytest.raises(UserError, match="EDMEulerScheduler preconditions its network, which predicts epsilon or v_prediction"):
+            wrap(network, path=scheduler, predicts=word, shape=(3, 8, 8))
 
 
 def test_an_unconditional_network_in_three_lines() -> None:
@@ -327,6 +437,12 @@ def test_images_come_back_in_any_usual_form(form: str) -> None:
         (255 * torch.ones(2, 3, 4, 4), "values from 255 to 255: give floats in"),
         (torch.zeros(2, 3, 4, 4, dtype=torch.int64), "numbers of type int64"),
         (np.zeros((2, 4, 4, 3), bool), "numbers of type bool"),
+        (torch.tensor(1.0), "gave a tensor of no dimension: give a tensor"),
+        (np.array(1.0), "gave an array of no dimension: give a tensor"),
+        (np.zeros((2, 4, 4)), r"gave an array \[4, 4\] for an image"),
+        ([Image.new("I", (4, 4))] * 2, "gave a PIL image of mode I: give one of 8 bits, such as RGB"),
+        ([Image.new("I;16", (4, 4))] * 2, "PIL image of mode I;16: give one of 8 bits"),
+        ([Image.new("F", (4, 4))] * 2, "PIL image of mode F: give one of 8 bits"),
     ],
 )
 def test_what_is_no_image_of_each_is_told_in_a_line(given: Any, told: str) -> None:
@@ -410,6 +526,9 @@ GIVEN: dict[str, Callable[[], Model]] = {
     "a network of latents": lambda: wrap(lambda x, t: x, predicts="x0", path=VarianceExploding(), shape=(4, 8, 8)),
     "a network of latents, a condition": network_model,
     "a network of latents, a condition, a codec": lambda: network_model(exact_world("gmm").codec),
+    "a network of images, a generator": lambda: wrap(
+        lambda x, t: x, predicts="x0", path=VarianceExploding(), shape=(3, 16, 16), generator=drawn, size=16
+    ),
     "an editor": lambda: wrap(editor=shifted, size=16),
     "an editor without a strength": lambda: wrap(editor=shifted, size=16, strength_axis=False),
     "a generator": lambda: wrap(generator=drawn, size=16),
@@ -453,9 +572,27 @@ def test_what_is_lacking_says_how_to_give_it() -> None:
     assert answers["speciation"].why == "it has no condition: give dp.wrap a `condition` from prompts to what the network takes"
     assert "dp.Geometry(sets=(), fields=(dp.Field(sigmas=(1.0,)),))" in answers["geometry"].why
     (drift,) = asked(GIVEN["a network of latents, a condition, a codec"](), ["drift"])
-    assert drift.why.endswith("or ask dp.Drift(editors=('ddim',)), which inverts")
+    assert drift.why == "it has no editor: wrap the editor by itself, or ask dp.Drift(editors=('ddim',)), which inverts"
+    assert answers["drift"].why == (
+        "it has no editor: wrap the editor by itself, or give the network a `codec` between images and its x and a `condition` "
+        "from prompts to what the network takes and ask dp.Drift(editors=('ddim',)), which inverts"
+    )
+    (drift,) = asked(GIVEN["a generator"](), ["drift"])
+    assert drift.why == "it has no editor: give dp.wrap an `editor` with its `size`"
     with pytest.raises(UserError, match="unknown probe 'drft': did you mean 'drift'"):
         asked(GIVEN["an editor"](), ["drft"])
+
+
+def test_a_generator_beside_a_network_without_words_is_asked_its_prompts(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def draw(prompts: list[str], seeds: list[int], settings: GenerateSettings) -> Tensor:
+        said.extend(prompts)
+        return drawn(prompts, seeds, settings)
+
+    model = wrap(fine, **D, generator=draw, size=16)
+    start(rig(model), suited([Consistency(("a star",), repetitions=2, num_inference_steps=1)], rig(model)), tmp_path / "run")
+    assert set(said) == {"a star"}
 
 
 def test_a_condition_that_does_not_know_the_presets_prompts_is_told() -> None:
@@ -485,7 +622,7 @@ class Odd:
 
 
 VE = VarianceExploding()
-D = {"predicts": "x0", "path": VE, "shape": (3, 8, 8)}  # what a network needs
+D: dict[str, Any] = {"predicts": "x0", "path": VE, "shape": (3, 8, 8)}  # what a network needs
 
 
 @pytest.mark.parametrize(
@@ -496,18 +633,26 @@ D = {"predicts": "x0", "path": VE, "shape": (3, 8, 8)}  # what a network needs
         ({"network": 3}, r"`network` \(int\) cannot be called"),
         ({"editor": shifted}, "Give `size`, their side in pixels"),
         ({"generator": drawn, "size": 0}, "Give `size`, their side in pixels"),
+        ({"editor": shifted, "size": "512"}, "such as size=512, not '512'"),
+        ({"editor": shifted, "size": (512, 512)}, r"such as size=512, not \(512, 512\)"),
+        ({"editor": shifted, "size": 512.0}, r"such as size=512, not 512\.0"),
         ({"editor": shifted, "size": 8, "shape": (3, 8, 8)}, "`shape` says how a network is asked: leave it out"),
         ({"editor": shifted, "size": 8, "codec": PixelCodec()}, "`codec` says how a network is asked: leave it out"),
         ({"network": fine, "predicts": "x0", "shape": (3, 8, 8)}, "a network needs `path`"),
         ({"network": fine, "predicts": "x0", "path": VE}, "and `shape`, such as"),
         ({"network": fine, **D, "shape": (3, 0)}, r"without the batch, such as \(3, 32, 32\), not \(3, 0\)"),
+        ({"network": fine, **D, "shape": 3}, r"such as \(3, 32, 32\), not 3"),
+        ({"network": fine, **D, "shape": (3, 8, 16)}, r"decodes to \[2, 3, 8, 16\], and probes look at square images, so give a square"),
         ({"network": fine, "path": VE, "shape": (3, 8, 8)}, "what does the network predict"),
         ({"network": fine, **D, "predicts": "epsilom"}, "unknown prediction 'epsilom': did you mean 'epsilon'"),
         ({"network": fine, **D, "path": VarianceExploding}, r"no noise path: give VarianceExploding\(\)"),
+        ({"network": fine, **D, "predicts": ["eps"]}, "unknown prediction .* did you mean 'eps'"),
+        ({"network": fine, **D, "path": DDIMScheduler}, r"no noise path: give DDIMScheduler\(\)"),
         ({"network": fine, **D, "path": "vp"}, r"`path` \(str\) is no noise path"),
         ({"network": lambda x: x, **D}, r"the network cannot be asked \(TypeError: .*x \[2, 3, 8, 8\], t \[2\] alone"),
         ({"network": lambda x, t: x[:1], **D}, r"the network gave \[1, 3, 8, 8\] for x"),
         ({"network": lambda x, t: {"x": x}, **D}, "the network gave a dict for x"),
+        ({"network": lambda x, t: x.numpy(), **D}, r"the network gave an array \[2, 3, 8, 8\] for x \[2, 3, 8, 8\]: give a tensor"),
         ({"network": fine, **D, "codec": "identity"}, "unknown codec 'identity'"),
         ({"network": fine, **D, "codec": fine}, "has no `encode` and `decode`"),
         ({"network": fine, **D, "shape": (4, 8, 8), "codec": Odd()}, r"codec's decode gave \[2, 4, 8, 8\] for"),

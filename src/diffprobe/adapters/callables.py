@@ -126,7 +126,7 @@ def pictures(given: Any, who: str, wanted: tuple[int, int, int]) -> Tensor:
     That is a tensor [B, 3, H, W], an array [B, H, W, 3] or [B, 3, H, W], or a list of such images or of PIL's; floats in [0, 1], or whole
     numbers of 8 bits. Values that are not finite stay, for a probe to flag. Raises UserError, which calls the giver `who`.
     """
-    if not isinstance(given, Tensor | np.ndarray | list | tuple):
+    if not isinstance(given, Tensor | np.ndarray | list | tuple) or (isinstance(given, Tensor | np.ndarray) and given.ndim == 0):
         raise UserError(f"the {who} gave {described(given)}: give a tensor [B, 3, H, W], an array, or a list of images")
     count, height, width = wanted
     if len(given) != count:
@@ -146,6 +146,8 @@ def pictures(given: Any, who: str, wanted: tuple[int, int, int]) -> Tensor:
 def _picture(one: Any, who: str) -> Tensor:
     """One image [3, H, W] float32 on the CPU, its values not checked."""
     if isinstance(one, Image.Image):
+        if one.mode.startswith(("I", "F")):  # of 16 or 32 bits, which Pillow would cut off at 255
+            raise UserError(f"the {who} gave a PIL image of mode {one.mode}: give one of 8 bits, such as RGB")
         one = np.array(one.convert("RGB"))
     if not isinstance(one, Tensor | np.ndarray) or one.ndim != 3:
         raise UserError(f"the {who} gave {described(one)} for an image: give [3, H, W], [H, W, 3] or a PIL image")
@@ -171,8 +173,9 @@ def _answer(given: Any, x: Tensor) -> Tensor:
 
 
 def described(thing: object) -> str:
-    """What an error calls something that is not what it should be: a tensor's shape, or a type."""
+    """What an error calls something that is not what it should be: a tensor's shape, an array with its own, or a type."""
     if isinstance(thing, Tensor | np.ndarray):
-        return str(list(thing.shape))
+        shape = str(list(thing.shape)) if thing.ndim else "of no dimension"
+        return shape if isinstance(thing, Tensor) and thing.ndim else f"{'a tensor' if isinstance(thing, Tensor) else 'an array'} {shape}"
     kind = type(thing).__name__
     return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"

@@ -6,10 +6,11 @@ import dataclasses
 import hashlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import CellType, CodeType
 from typing import Any, Literal
 
 import torch
@@ -30,6 +31,7 @@ from diffprobe.paths import NoisePath
 WORDS = {"eps": "epsilon", "v": "v_prediction", "velocity": "flow_prediction", "x0": "sample", **{word: word for word in PREDICTIONS}}
 _ASKED = ("network", "editor", "generator")
 _PATH = ("alpha", "sigma", "ratio", "time", "levels")
+_SQUARE = "probes look at square images, so give a square `shape`, or codec=None"
 
 
 def wrap(  # noqa: PLR0913 - a model's parts, each by its name, in one call
@@ -102,8 +104,9 @@ def _check(own: Mapping[str, Any], asked: _Settings, size: int | None) -> None:
         raise UserError("there is nothing to wrap: give a network, an `editor` or a `generator`")
     if {"network", "editor"} <= own.keys():
         raise UserError("a network and an editor are two models, since nothing ties their noise levels: wrap each by itself")
-    if own.keys() & {"editor", "generator"} and (size is None or size < 1):
-        raise UserError("how large are its images? Give `size`, their side in pixels, such as size=512")
+    if own.keys() & {"editor", "generator"} and not (isinstance(size, int) and size > 0):
+        given = "" if size is None else f", not {size!r}"
+        raise UserError(f"how large are its images? Give `size`, their side in pixels, such as size=512{given}")
     if "network" not in own:
         for field in dataclasses.fields(asked):
             value = getattr(asked, field.name)
@@ -111,14 +114,14 @@ def _check(own: Mapping[str, Any], asked: _Settings, size: int | None) -> None:
                 raise UserError(f"`{field.name}` says how a network is asked: leave it out, or give the network")
     elif asked.path is None or asked.shape is None:
         raise UserError("a network needs `path`, such as VariancePreserving.scaled_linear(), and `shape`, such as (3, 32, 32)")
-    elif not asked.shape or not all(isinstance(side, int) and side > 0 for side in asked.shape):
-        raise UserError(f"`shape` is that of one x without the batch, such as (3, 32, 32), not {asked.shape}")
+    elif not (isinstance(asked.shape, Sequence) and asked.shape and all(isinstance(side, int) and side > 0 for side in asked.shape)):
+        raise UserError(f"`shape` is that of one x without the batch, such as (3, 32, 32), not {asked.shape!r}")
 
 
 def _with_network(model: Model, network: Callable[..., Any], asked: _Settings, place: torch.device) -> Model:
     """The model with what a network on a path can do."""
     assert asked.shape is not None
-    deployed = hasattr(asked.path, "set_timesteps")  # a diffusers scheduler
+    deployed = hasattr(asked.path, "set_timesteps") and not isinstance(asked.path, type)  # a diffusers scheduler
     how, more = _convention(asked.predicts, asked.path, deployed)
     if isinstance(network, nn.Module):
         network = network.to(place).eval()
@@ -138,11 +141,16 @@ def _with_network(model: Model, network: Callable[..., Any], asked: _Settings, p
 
 def _convention(predicts: str | None, path: Any, deployed: bool) -> tuple[Convention, dict[str, str]]:
     """How a network on a path, or of a diffusers scheduler, is asked, and what identifies it further."""
-    if predicts is not None and predicts not in WORDS:
-        raise unknown("prediction", predicts, WORDS)
+    if predicts is not None and not (isinstance(predicts, str) and predicts in WORDS):
+        raise unknown("prediction", str(predicts), WORDS)
     if deployed:
-        followed, more = visited(path_of(path), path), distilled(path)
-        return (convention(followed, path) if predicts is None else Convention(followed, WORDS[predicts])), more
+        own, more = convention(visited(path_of(path), path), path), distilled(path)
+        if predicts is None:
+            return own, more
+        if own.sigma_data is not None and WORDS[predicts] in ("sample", "flow_prediction"):
+            what = type(path).__name__
+            raise UserError(f"{what} preconditions its network, which predicts epsilon or v_prediction: give one, or leave `predicts` out")
+        return replace(own, prediction=WORDS[predicts]), more
     if isinstance(path, type) or not (hasattr(path, "end") and all(callable(getattr(path, part, None)) for part in _PATH)):
         what = path.__name__ if isinstance(path, type) else type(path).__name__
         remedy = f"{what}()" if isinstance(path, type) else "a VariancePreserving, VarianceExploding or RectifiedFlow, or a scheduler"
@@ -171,6 +179,8 @@ def _try(model: Model) -> None:
             image = _ask("the codec's decode", f"it is called with {list(x.shape)}", partial(model.codec.decode, x))
             if not isinstance(image, Tensor) or image.ndim != 4 or image.shape[:2] != (2, 3):
                 raise UserError(f"the codec's decode gave {described(image)} for {list(x.shape)}: give images [2, 3, H, W]")
+            if image.shape[2] != image.shape[3]:
+                raise UserError(f"x {list(x.shape)} decodes to {list(image.shape)}, and {_SQUARE}")
             back = _ask(
                 "the codec's encode", f"it is called with {list(image.shape)}", partial(model.codec.encode, image.float().cpu().clamp(0, 1))
             )
@@ -204,19 +214,41 @@ def _identity(own: Mapping[str, Any], version: str | None) -> dict[str, str]:
 
 
 def _weights(part: Any) -> dict[str, Tensor]:
-    """The weights that show: of a module, or of the modules that an object holds or a function names."""
-    part = _called(part)
+    """The weights that show: of a module, or of the modules that `_held` finds, also as items of a dict, a list or a tuple there."""
+    found = dict[str, Tensor]()
+    for name, held in _held(part):
+        items = held.items() if isinstance(held, Mapping) else enumerate(held) if isinstance(held, list | tuple) else ()
+        for place, module in ((name, held), *((f"{name}.{key}", item) for key, item in items)):
+            if isinstance(module, nn.Module):
+                state = module.state_dict()
+                found |= {f"{place}.{key}".lstrip("."): value for key, value in state.items() if isinstance(value, Tensor)}
+    return found
+
+
+def _held(part: Any) -> Iterator[tuple[str, Any]]:
+    """What a part is made of, by name: a module itself; what a partial passes on, what a function names, or an object's fields."""
+    while isinstance(part, partial):
+        yield from ((str(place), value) for place, value in enumerate(part.args))
+        yield from part.keywords.items()
+        part = part.func
+    part = part.__self__ if inspect.ismethod(part) else inspect.unwrap(part)
     if isinstance(part, nn.Module):
-        held: Mapping[str, Any] = {"": part}
+        yield "", part
     elif inspect.isfunction(part):
-        names = inspect.getclosurevars(part)
-        held = {**names.globals, **names.nonlocals}
+        yield from ((name, part.__globals__[name]) for name in sorted(_names(part.__code__)) if name in part.__globals__)
+        cells = zip(part.__code__.co_freevars, part.__closure__ or (), strict=True)
+        yield from ((name, cell.cell_contents) for name, cell in cells if cell != CellType())  # an empty one has no contents
+        yield from ((name, parameter.default) for name, parameter in inspect.signature(part).parameters.items())
     else:
-        held = getattr(part, "__dict__", {})
-    modules = {name: module.state_dict() for name, module in held.items() if isinstance(module, nn.Module)}
-    return {
-        f"{name}.{key}".lstrip("."): value for name, state in modules.items() for key, value in state.items() if isinstance(value, Tensor)
-    }
+        yield from getattr(part, "__dict__", {}).items()
+        for kind in type(part).__mro__:
+            slots = getattr(kind, "__slots__", ())
+            yield from ((name, getattr(part, name, None)) for name in ([slots] if isinstance(slots, str) else slots))
+
+
+def _names(code: CodeType) -> set[str]:
+    """What a function's code looks up by name, and so does the code inside of it: comprehensions, functions."""
+    return set(code.co_names).union(*(_names(inner) for inner in code.co_consts if isinstance(inner, CodeType)))
 
 
 def _origin(part: Any) -> str:

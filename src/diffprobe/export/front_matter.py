@@ -143,13 +143,17 @@ def _dumped(content: Any, line_break: str) -> str:
 
 
 def _check(before: str, after: str) -> None:
-    """Raise UserError where anything but our results would have changed, as in a file that repeats parts of itself by reference."""
+    """Raise UserError where anything but our results would have changed, as in a file that repeats parts of itself by reference.
+
+    So it does where the metadata are no results as the Hub has them: a metric that is a word, arguments that are a number.
+    """
     try:
         same = _others(yaml.safe_load(before)) == _others(yaml.safe_load(after))
-    except yaml.YAMLError:
+    except (yaml.YAMLError, TypeError, AttributeError):
         same = False
     if not same:
-        raise UserError(f"the {KEY} of the card cannot be changed without touching what is not ours: write it without & and *")
+        remedy = "write its metadata as plain lines from the first column, without {}, & and *"
+        raise UserError(f"the {KEY} of the card cannot be changed in part: {remedy}, and each metric with its type and value")
 
 
 def _others(data: Any) -> Any:

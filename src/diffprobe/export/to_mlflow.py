@@ -17,13 +17,14 @@ from diffprobe.runs.result import Run
 _KEY = "diffprobe.key"  # the tag by which an earlier export of the same run is found
 _METRICS, _PARAMS = 1000, 100  # MLflow's limits for one call
 _PARAM, _TAG = 6000, 5000  # characters
+_REMEDY = "set MLFLOW_TRACKING_URI to a server, or MLFLOW_TRACKING_URI=file:mlruns and MLFLOW_ALLOW_FILE_STORE=true for a folder"
 
 
 def to_mlflow(run: Run, target: Target) -> Exported:
     """Log the run to the server or store of MLFLOW_TRACKING_URI, under the experiment of MLFLOW_EXPERIMENT_NAME, or "diffprobe".
 
     The same run in the same directory is the same run there, and is updated: a metric gets a new value only where it differs. What has
-    no value, or no longer one, is NaN, MLflow's null. Raises UserError, exit code 4, where MLflow refuses.
+    no value, or no longer one, is NaN, MLflow's null. Raises UserError, exit code 4, where MLflow refuses or its store is not writable.
     """
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
@@ -37,17 +38,21 @@ def to_mlflow(run: Run, target: Target) -> Exported:
         with files_of(run) as folder:
             client.log_artifacts(identity, str(folder))
         client.set_terminated(identity, "KILLED" if missing_of(run) else "FINISHED")
-    except MlflowException as error:
-        told = str(error).splitlines()[0]
-        raise UserError(f"MLflow refuses ({told}): set MLFLOW_TRACKING_URI to a server or store that takes runs", exit_code=4) from error
+    except (MlflowException, OSError) as error:
+        told = str(error).strip().partition("\n")[0]
+        raise UserError(f"MLflow refuses ({told}): {_REMEDY}", exit_code=4) from error
     return Exported(f"run {identity} of experiment {there.info.experiment_id} at {client.tracking_uri}")
 
 
 def _run_there(client: Any, run: Run) -> Any:
     """The run of an earlier export, or a new one."""
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "diffprobe")
-    found = client.get_experiment_by_name(name)
-    experiment = os.environ.get("MLFLOW_EXPERIMENT_ID") or (found.experiment_id if found else client.create_experiment(name))
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_ID")
+    if not experiment:
+        found = client.get_experiment_by_name(name)
+        if found and found.lifecycle_stage == "deleted":
+            raise UserError(f"MLflow's experiment '{name}' is deleted: restore it, or set MLFLOW_EXPERIMENT_NAME to another", exit_code=4)
+        experiment = found.experiment_id if found else client.create_experiment(name)
     earlier = client.search_runs([experiment], filter_string=f"tags.`{_KEY}` = '{key_of(run)}'", max_results=1)
     return earlier[0] if earlier else client.create_run(experiment, tags={_KEY: key_of(run)}, run_name=run.path.resolve().name)
 

@@ -34,7 +34,7 @@ def to_tensorboard(run: Run, target: Target) -> Exported:
             _write(written, run, files)
             report = _kept(files / "report.html", folder / "report.html")
         earlier = list(folder.glob(f"*{_SUFFIX}"))
-        events = [_kept(file, folder / f"{file.name}{_SUFFIX}") for file in sorted(written.rglob("events.*"))]
+        events = [_kept(file, folder / _anonymous(file.name)) for file in sorted(written.rglob("events.*"))]
         for file in set(earlier) - set(events):
             file.unlink()
     return Exported(f"tensorboard --logdir {folder.parent}", (*events, report))
@@ -59,6 +59,11 @@ def _write(folder: Path, run: Run, files: Path) -> None:
         # SummaryWriter.add_hparams would write the numbers a second time.
         for part in hparams(settings, dict.fromkeys(headlines_of(run), 0)):
             writer.file_writer.add_summary(part)
+
+
+def _anonymous(name: str) -> str:
+    """The name of an event file up to its time: what follows is the host and the process that wrote it."""
+    return ".".join(name.split(".")[:4]) + _SUFFIX
 
 
 def _kept(file: Path, path: Path) -> Path:

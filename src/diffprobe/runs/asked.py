@@ -65,10 +65,20 @@ def _answer(model: Model, preset: Probe) -> Answer:
 
 
 def _remedy(name: str, model: Model, lacking: frozenset[str]) -> str:
+    if "editor" in lacking and model.denoiser is not None:
+        return _to_invert(model)
     parts = dict.fromkeys(told for capability, told in _GIVEN.items() if capability in lacking)
     needed, otherwise = _INSTEAD.get(name, ({""}, ""))
     instead = f"; or ask {otherwise}" if needed <= model.capabilities else ""
     return f"it has no {' and no '.join(sorted(lacking))}: give dp.wrap {', and '.join(parts)}{instead}"
+
+
+def _to_invert(model: Model) -> str:
+    """What a network can be given to be asked for its drift: no editor, which is a model of its own."""
+    needed, otherwise = _INSTEAD["drift"]
+    parts = [told for capability, told in _GIVEN.items() if capability in needed - model.capabilities]
+    first = f"give the network {' and '.join(parts)} and " if parts else ""
+    return f"it has no editor: wrap the editor by itself, or {first}ask {otherwise}"
 
 
 def _left_out(preset: Probe, probe: Probe) -> str:

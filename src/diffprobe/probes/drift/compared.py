@@ -39,6 +39,8 @@ def _one(
 ) -> Comparable:
     column = part.matrix(metric)[:, list(part.levels.index).index(strength)]
     values = _named(part, column)
+    if metric == "psnr" and len(set(changed(part, strength))) > 1:
+        values = {}  # some are infinite, and the mean of the others is that of a chosen few
     better: Literal["higher", "lower"] | None
     if metric.startswith("text_"):
         more, less, better = f"has more {metric} than", f"has less {metric} than", None
@@ -50,6 +52,12 @@ def _one(
     return Comparable(
         metric, title, "image", values, more, less, unit=unit, better=better, headline=not facets, facets=facets, pictures=pictures
     )
+
+
+def changed(part: Slice, strength: float) -> tuple[int, int]:
+    """How many edits at a strength changed anything, and how many count; the others' likeness is infinite, and null in the records."""
+    rows = part.rows[part.rows["requested_strength"] == strength]
+    return int(rows["psnr"].notna().sum()), int(rows["mse"].notna().sum())
 
 
 def _slopes(main: Slice) -> dict[str, float]:

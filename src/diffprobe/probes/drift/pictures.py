@@ -76,7 +76,8 @@ def _laws(summary: Summary) -> Iterator[Chart]:
         series=Axis("series", "law"),
         curves=curves,
     )
-    bars = tuple({"law": name, "value": support.share} for name, support in found.support.items() if np.isfinite(support.share))
+    shares = {name: support.share for name, support in found.support.items() if found.winner is not None}
+    bars = tuple({"law": name, "value": share} for name, share in shares.items() if np.isfinite(share))
     caption = "Share of resamples of the images in which a law predicts a left-out level best."
     yield Chart("law-shares", "How sure that choice is", caption, "bar", bars, Axis("law", "law"), Axis("value", "share of resamples"))
 

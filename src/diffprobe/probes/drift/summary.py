@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -30,6 +31,7 @@ from diffprobe.probes.drift.slices import LOOKS, Array, Asked, Slice, Summary, s
 
 _MANY = 2000  # images beyond which Student's interval is as good as the bootstrap's, and a thousand times cheaper
 _UNTRIED = "the editor does not say at which noise level a strength starts"
+_UNCHANGED = "every image came back unchanged, at an infinite ratio"
 UNITS = {"mse": "", "psnr": "dB", "ssim": "", "relative_mse": "", "gradient_similarity": ""}
 
 
@@ -41,6 +43,7 @@ def summarise(asked: Asked, records: Records) -> Findings:
     parts, metrics = tuple(slices(asked, edits)), _metrics(edits)
     main = parts[0]
     selection = _selected(main, "mse", asked.level)
+    selection = selection._replace(reason=_feasible(main, selection.reason))
     summary = Summary(
         asked,
         parts,
@@ -107,14 +110,21 @@ def _means(slices: Sequence[Slice], metrics: Sequence[str], level: float) -> Ite
     for part in slices:
         for metric in metrics:
             for strength, column in zip(part.levels.index, part.matrix(metric).T, strict=True):
-                yield mean(metric, column, level, part.facets(strength), UNITS.get(metric, ""))
+                found = mean(metric, column, level, part.facets(strength), UNITS.get(metric, ""))
+                yield _explained(found, compared.changed(part, strength)[1]) if metric == "psnr" else found
+
+
+def _explained(psnr: Estimate, counted: int) -> Estimate:
+    """A likeness; where it has no value and yet so many images count, the reason is that none changed."""
+    return replace(psnr, reason=_UNCHANGED) if psnr.value is None and counted else psnr
 
 
 def _codec(originals: pd.DataFrame, metrics: Sequence[str], level: float) -> Iterator[Estimate]:
     """What the autoencoder alone does, by the same metrics."""
     for metric in metrics:
         if metric in originals:
-            yield mean(f"codec_{metric}", originals[metric], level, {}, UNITS.get(metric, ""))
+            found = mean(f"codec_{metric}", originals[metric], level, {}, UNITS.get(metric, ""))
+            yield _explained(found, int(originals["mse"].notna().sum())) if metric == "psnr" else found
 
 
 def _domains(main: Slice, level: float) -> Iterator[Estimate]:
@@ -229,9 +239,21 @@ def _ratio_of_means(values: Array, /, *, axis: int) -> Array:
 def _allowed(main: Slice, asked: Asked) -> StrengthBudget | None:
     """The strength budget; None where some level has fewer than two samples."""
     matrix = main.matrix("mse")
-    return (
-        strength_budget(main.levels.index, matrix, asked.tolerance, level=asked.level) if (np.isfinite(matrix).sum(0) >= 2).all() else None
-    )
+    if not (np.isfinite(matrix).sum(0) >= 2).all():
+        return None
+    found = strength_budget(main.levels.index, matrix, asked.tolerance, level=asked.level)
+    return found._replace(reason=_feasible(main, found.reason))
+
+
+def _feasible(main: Slice, reason: str | None) -> str | None:
+    """A reason without advice that its editor cannot follow.
+
+    Steps tell nothing apart where no level is told. Strength 1 alone is what an editor is asked that ignores strength: it has no others.
+    """
+    if reason is None or main.told:
+        return reason
+    alone = list(main.levels.index) == [1.0]
+    return reason.partition(": measure ")[0] if alone else reason.removesuffix(", or with more steps")
 
 
 def _counted(edits: pd.DataFrame, originals: pd.DataFrame) -> Iterator[Estimate]:
@@ -246,13 +268,15 @@ def _cards(summary: Summary) -> Iterator[Card]:
     """The headline numbers: estimates without facets, which a gate can name."""
     main, asked = summary.main, summary.asked
     top = float(main.levels.index[-1])
-    told = f"{main.setting['prompt_set']} prompts, strength {top:g}"
-    for metric, title, unit in (("mse", "mean squared change", ""), ("psnr", "likeness to the original", "dB")):
-        yield Card(title, mean(metric, main.matrix(metric)[:, -1], asked.level, {}, unit), f"{told}; images in [0, 1]")
+    told = f"{main.setting['prompt_set']} prompts, strength {top:g}; images in [0, 1]"
+    yield Card("mean squared change", mean("mse", main.matrix("mse")[:, -1], asked.level, {}), told)
+    likeness = _explained(mean("psnr", main.matrix("psnr")[:, -1], asked.level, {}, "dB"), compared.changed(main, top)[1])
+    yield Card("likeness to the original", likeness, told if likeness.value is None else f"{told}{verdicts.over(main, top)}")
     support = summary.selection.support.get("strength^2")
     if support is not None:
         found = estimated("drift", "k", support.k, summary.selection.n, {})
-        yield Card("drift kernel k", found, f"slope of the mean squared error on strength²; R² {support.fit.r2:.3f}")
+        fits = "the error is the same at every strength" if np.isnan(support.fit.r2) else f"R² {support.fit.r2:.3f}"
+        yield Card("drift kernel k", found, f"slope of the mean squared error on strength²; {fits}")
     if summary.selection.winner is not None:
         name = summary.selection.winner
         share = estimated("drift", "law_share", Interval(summary.selection.support[name].share, np.nan, np.nan), summary.selection.n, {})

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from diffprobe.measures.drift import HYPOTHESES
 from diffprobe.measures.stats import Estimate
+from diffprobe.probes.drift.compared import changed
 from diffprobe.probes.drift.editors import TOLD
-from diffprobe.probes.drift.slices import Summary
+from diffprobe.probes.drift.slices import Slice, Summary
 
 _SURE = 0.8  # share of resamples from which a law is called supported
 _FLAT = 1.1  # the ratio of the highest level's drift to the lowest's below which no law is worth a name
@@ -27,17 +28,25 @@ def sentences(summary: Summary, estimates: Sequence[Estimate]) -> Iterator[str]:
     yield from _uncounted(estimates)
 
 
+def over(part: Slice, strength: float) -> str:
+    """Of which edits a likeness at a strength is the mean, where not of all that count."""
+    several, all_ = changed(part, strength)
+    return f", over the {several} of {all_} edits that changed anything" if several < all_ else ""
+
+
 def _size(summary: Summary, at_top: dict[str, Estimate], top: float) -> Iterator[str]:
     mse, psnr = at_top.get("mse"), at_top.get("psnr")
-    if mse is None or psnr is None or mse.value is None or psnr.value is None:
+    if mse is None or psnr is None or mse.value is None:
         yield f"At strength {top:g} no edit counts: see the flags below."
         return
     name = summary.main.setting["prompt_set"]
     editor = f"the inversion by {summary.main.setting['editor']}" if summary.main.inverts else "the pipeline"
-    yield (
-        f"Told to change nothing ({name} prompts), {editor} at strength {top:g} returns images at {psnr.value:.1f} dB "
-        f"from the original (mean squared error {_told(mse)}, {mse.n} images)."
-    )
+    asked = f"Told to change nothing ({name} prompts), {editor} at strength {top:g} returns"
+    if psnr.value is None:
+        yield f"{asked} every image unchanged ({mse.n} images)."
+        return
+    size = f"{psnr.value:.1f} dB from the original{over(summary.main, top)}"
+    yield f"{asked} images at {size} (mean squared error {_told(mse)}, {mse.n} images)."
 
 
 def _parts(at_top: dict[str, Estimate], top: float) -> Iterator[str]:
