@@ -7,19 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 
-from diffprobe.adapters.exact import exact_model
+from diffprobe.adapters.load import DISTANCES, EMBEDDERS
+from diffprobe.adapters.lpips import TRUNKS
 from diffprobe.cookbook import markdown, recipes, reported
 from diffprobe.errors import UserError
-from diffprobe.model import Rig
-from diffprobe.runs.published import Verdict, check, flat, interval
+from diffprobe.running import slug as written
+from diffprobe.runs.published import check, flat, interval
 from diffprobe.runs.recipes import Recipe, cookbook, planned, recipe
 from diffprobe.runs.result import Run, start
-from diffprobe.runs.sameness import same_model
-from diffprobe.runs.study import Report, Study, parse_study
+from diffprobe.runs.study import Report, slug
 from diffprobe.runs.study import recipes as shipped
 from diffprobe.validate import VALIDATIONS
+from tests.checked import PROBE, about, only, study
 from tests.small import gaussian, small_drift
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +34,6 @@ FIGURES = {
     "Addressing degeneracies": (12, 0),
     "The entropic signature": (18, 0),
 }
-PROBE = {"kind": "drift", "count": 4, "prompt_sets": ["empty"], "strengths": [0.3, 0.6]}
 
 
 def rows(study: str) -> dict[str, str]:
@@ -70,6 +71,21 @@ def test_every_recipe_says_what_it_is_and_where_from() -> None:
             assert "stand" in one.about, f"{one.name} does not say what stands in for {place}"
 
 
+def test_every_instrument_and_sampler_of_a_recipe_is_one() -> None:
+    for one in cookbook():
+        for name in one.study.embedders:
+            kind, _, which = name.partition(":")
+            assert kind in (EMBEDDERS | DISTANCES), one.name
+            assert kind not in DISTANCES or which in TRUNKS, one.name
+        assert one.study.scheduler is None or hasattr(diffusers, one.study.scheduler), one.name
+
+
+def test_no_seed_of_a_benchmark_is_ours() -> None:
+    for name in ("noop-ablation", "noop-bench", "guidance", "steps", "steps-equal-strength", "resolution", "inversion"):
+        (probe,) = recipe(name).study.probes
+        assert (probe.seeds, probe.same_seed) == ((42,), True), name
+
+
 def test_a_headline_is_the_first_sentence() -> None:
     about = "Version 1.5 of it, 3 images. More."
     assert Recipe("x", Path("x"), about, study()).headline == "Version 1.5 of it, 3 images"
@@ -88,22 +104,9 @@ def test_the_cost_of_a_recipe_is_that_of_its_plans() -> None:
     assert "no reference images" in alone.reason
 
 
-def study(*reports: dict[str, Any], **more: Any) -> Study:
-    return parse_study({"model": "exact:gaussian", "embedders": [], "probes": [PROBE], "reports": list(reports), **more})
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return start(gaussian(), [small_drift()], tmp_path_factory.mktemp("check") / "run")
-
-
-def about(what: str = "error", **more: Any) -> dict[str, Any]:
-    return {"what": what, "quantity": "drift.mse", "facets": {"prompt_set": "empty", "strength": 0.6}, **more}
-
-
-def only(run: Run, asked: Study) -> Verdict:
-    (found,) = check(run, asked)
-    return found
 
 
 def measured(run: Run) -> tuple[float, float, float]:
@@ -129,12 +132,36 @@ def test_a_true_report_agrees_and_a_false_one_differs_by_its_gap(run: Run) -> No
     assert below.gap == pytest.approx(lo - 1.5e-6)
 
 
-def test_a_range_agrees_where_it_meets_the_interval(run: Run) -> None:
+def test_a_range_agrees_where_it_holds_the_interval(run: Run) -> None:
     _, lo, hi = measured(run)
-    ends: list[dict[str, Any]] = [{"lo": hi - 1e-6}, {"lo": hi + 1e-6}, {"hi": lo + 1e-6}, {"hi": lo - 1e-6}]
-    outcomes = [only(run, study(about(**one))).outcome for one in ends]
-    assert outcomes == ["agree", "differ", "agree", "differ"]
+    ends: list[dict[str, Any]] = [
+        {"lo": lo - 1e-6},
+        {"lo": hi - 1e-6},
+        {"lo": hi + 1e-6},
+        {"hi": hi + 1e-6},
+        {"hi": lo + 1e-6},
+        {"hi": lo - 1e-6},
+    ]
+    found = [only(run, study(about(**one))) for one in ends]
+    assert [one.outcome for one in found] == ["agree", "not comparable", "differ"] * 2
+    assert found[1].why.endswith("the interval reaches beyond the range: undecided")
+    assert found[1].gap is None
+    assert found[2].gap == pytest.approx(1e-6)
     assert only(run, study(about(lo=0, hi=1))).outcome == "agree"
+    assert only(run, study(about(lo=(lo + hi) / 2, hi=1))).outcome == "not comparable"
+
+
+def test_two_intervals_that_just_overlap_differ(run: Run) -> None:
+    """Two means of equal error differ where they are more than the root of 2 half-widths apart, and their intervals overlap up to 2."""
+    value, _, hi = measured(run)
+    half = hi - value
+    spread: dict[str, Any] = {"plus_minus": half / 1.959964, "spread": "se"}
+    for far, outcome in ((1.3, "agree"), (1.5, "differ"), (2.1, "differ")):
+        found = only(run, study(about(value=f"{value + far * half:.9f}", **spread)))
+        assert found.outcome == outcome
+        assert found.gap == pytest.approx(max(far - math.sqrt(2), 0) * half, rel=1e-4)
+    assert only(run, study(about(value=f"{value + 0.99 * half:.9f}"))).outcome == "agree"
+    assert only(run, study(about(value=f"{value + 1.01 * half:.9f}"))).outcome == "differ"
 
 
 @pytest.mark.parametrize(
@@ -154,125 +181,11 @@ def test_the_published_interval(given: dict[str, Any], expected: tuple[float, fl
     assert interval(Report(what="x", quantity="drift.mse", **given)) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("changed", "told"),
-    [
-        ({"probes": [{**PROBE, "guidance_scale": 3}]}, "its guidance_scale is [5.0], and the recipe's [3.0]"),
-        ({"probes": [{**PROBE, "strengths": [0.3, 0.6, 0.9]}]}, "its strengths is [0.3, 0.6]"),
-        ({"model": "exact:gmm"}, "the source of its model is exact:gaussian, and the recipe's exact:gmm"),
-        ({"model": "stabilityai/some-model"}, "the source of its model is exact:gaussian, and the recipe's stabilityai/some-model"),
-        ({"stand_ins": {"drift.images": "photographs"}}, "drift.images stands in for photographs"),
-        ({"reports": [about(value=1, facets={"strength": 0.5})]}, "the run has no estimate drift.mse with strength 0.5"),
-        ({"reports": [about(value=1, facets={"prompt_set": "empty"})]}, "the run has 2 estimates drift.mse with prompt_set empty"),
-        ({"reports": [about(value=1, quantity="drift.lpips:alex")]}, "the run has no estimate drift.lpips:alex"),
-        ({"reports": [{"what": "said in words", "note": "words"}]}, "words"),
-        (
-            {"probes": [{**PROBE, "guidance_scale": 3, "seeds": 7, "num_inference_steps": 20, "budget": False, "measured": 8}]},
-            "2 more of its settings differ: seeds, budget",
-        ),
-    ],
-)
-def test_what_cannot_be_compared_says_why(run: Run, changed: dict[str, Any], told: str) -> None:
-    content = {"reports": [about(value=0.01)], **changed}
-    found = only(run, study(*content.pop("reports"), **content))
-    assert found.outcome == "not comparable"
-    assert told in found.why
-
-
-def test_pictures_and_thresholds_are_no_difference(run: Run) -> None:
-    asked = study(about(lo=0), probes=[{**PROBE, "keep_images": 3, "tolerance": 0.5}])
-    assert only(run, asked).outcome == "agree"
-
-
-def test_other_data_are_taken_for_the_studys_own_and_it_is_said(run: Run, tmp_path: Path) -> None:
-    asked = study(about(lo=0), stand_ins={"drift.images": "photographs"}, probes=[{**PROBE, "images": "rendered"}])
-    found = only(run, asked)
-    assert found.outcome == "agree"
-    assert found.caveats == ("that drift.images is photographs is taken on trust",)
-
-
-@pytest.mark.parametrize(
-    ("facts", "outcome", "told"),
-    [
-        ({"scheduler": "DDIMScheduler, leading, epsilon"}, "agree", ""),
-        (
-            {"scheduler": "PNDMScheduler, leading"},
-            "not comparable",
-            "its pipeline samples with PNDMScheduler, and the study's with DDIMScheduler",
-        ),
-        ({}, "agree", "that its pipeline samples with DDIMScheduler is not recorded"),
-    ],
-)
-def test_the_sampler_of_the_study(facts: dict[str, str], outcome: str, told: str, tmp_path: Path) -> None:
-    path = start(gaussian(), [small_drift()], tmp_path / "run").path
-    identity = json.loads((path / "run.json").read_text())
-    (path / "run.json").write_text(json.dumps({**identity, "facts": facts}))
-    found = only(Run(path), study(about(lo=0), scheduler="DDIMScheduler"))
-    assert found.outcome == outcome
-    assert told == (found.why if outcome == "not comparable" else "; ".join(found.caveats))
-
-
 def test_a_null_estimate_is_not_comparable_and_says_why(tmp_path: Path) -> None:
     strict = start(gaussian(), [small_drift(tolerance=1e-9)], tmp_path / "strict")
     found = only(strict, study({"what": "budget", "quantity": "drift.strength_budget", "lo": 0}))
     assert found.outcome == "not comparable"
     assert found.why.startswith("it could not be measured: ")
-
-
-def test_a_run_that_is_not_whole_is_not_comparable(tmp_path: Path) -> None:
-    half = start(gaussian(), [small_drift()], tmp_path / "half")
-    next((half.path / "cells" / "drift").glob("*.parquet")).unlink()
-    found = only(Run(half.path), study(about(lo=0)))
-    assert (found.outcome, found.why) == ("not comparable", "1 of its 5 cells are not measured")
-
-
-def test_an_instance_of_a_list_that_still_stands_in_is_told(tmp_path: Path) -> None:
-    def geometry(*prompts: str) -> dict[str, Any]:
-        drawn = [{"name": f"set {place}", "prompts": [text], "num_inference_steps": 2} for place, text in enumerate(prompts)]
-        return {"kind": "geometry", "sets": [], "generated": drawn, "directions": 2}
-
-    parsed = parse_study({"probes": [geometry("class 0", "class 1")]})
-    found = start(Rig(exact_model("gmm"), {}), parsed.probes, tmp_path / "run")
-    stands = {"stand_ins": {"geometry.generated.prompts": "captions"}, "model": "exact:gmm"}
-    asked = [{"what": "psi", "quantity": "geometry.psi", "facets": {"set": "set 0"}, "lo": -1e9}]
-    half = parse_study({"probes": [geometry("class 2", "class 1")], "reports": asked, **stands})
-    assert only(found, half).why == "geometry.generated.prompts stands in for captions"
-    own = parse_study({"probes": [geometry("class 2", "class 3")], "reports": asked, **stands})
-    assert only(found, own).outcome == "agree"
-
-
-def test_several_models_are_told_apart_by_source_or_name(run: Run) -> None:
-    models = {"world": "exact:gaussian", "other": "exact:gmm"}
-    asked = parse_study({"models": models, "probes": [PROBE], "reports": [about(lo=0, model=name) for name in models]})
-    first, second = check(run, asked)
-    assert (first.outcome, second.outcome, second.why) == ("agree", "not comparable", "there is no run of other")
-    with pytest.raises(UserError, match="the study has no model 'third'"):
-        check({"third": run}, asked)
-    twice = parse_study({"models": {"a": "exact:gaussian", "b": "exact:gaussian"}, "probes": [PROBE]})
-    with pytest.raises(UserError, match="could be any of the study's models"):
-        check(run, twice)
-
-
-@pytest.mark.parametrize(
-    ("identity", "spec", "differs", "unproved"),
-    [
-        ({"source": "a/b", "commit": "1", "family": "X"}, "a/b", False, False),
-        ({"source": "a/c", "commit": "1", "family": "X"}, "a/b", True, False),
-        ({"source": "/data/b", "family": "X"}, "a/b", False, True),
-        ({"source": "embedded", "family": "X"}, "a/b", True, False),
-        ({"source": "embedded-pastel", "lora_source": "embedded-pastel", "family": "X"}, "embedded-pastel", False, False),
-        ({"source": "a/b", "commit": "1", "family": "X", "lora_source": "l", "lora_scale": "0.6"}, "a/b+0.6*l", False, False),
-        ({"source": "a/b", "commit": "1", "family": "X", "lora_source": "l", "lora_scale": "0.7"}, "a/b+0.6*l", True, False),
-        ({"source": "a/b", "commit": "1", "family": "X"}, "a/b+0.6*l", True, False),
-        ({"source": "a/b", "commit": "1", "family": "X", "lora_source": "l"}, "a/b", True, False),
-        ({"source": "/d/x.pkl", "unconditional": "/d/u.pkl", "family": "EDM2"}, "edm2:x.pkl,uncond=u.pkl,vae=v", False, True),
-        ({"source": "/d/y.pkl", "unconditional": "/d/u.pkl", "family": "EDM2"}, "edm2:x.pkl,uncond=u.pkl", True, True),
-        ({"source": "x.pkl", "unconditional": "zeros in place of a class", "family": "EDM2"}, "edm2:x.pkl,uncond=u.pkl", True, False),
-    ],
-)
-def test_the_same_model(identity: dict[str, str], spec: str, differs: bool, unproved: bool) -> None:
-    found = same_model({**identity, "weights": "sha256:0"}, spec)
-    assert (bool(found.differences), bool(found.unproved)) == (differs, unproved)
 
 
 @pytest.fixture
@@ -292,6 +205,7 @@ def test_the_command_lists_and_shows(told: Callable[..., str]) -> None:
     shown = told("noop-ablation", None, None)
     for part in ("203 cells, 16,800 network evaluations", "stand-in: drift.images, where the study has", "0.1533 ± 0.0303 (sd), n 300"):
         assert part in shown
+    assert "delete their lines under 'stand_ins'" in shown
     assert "no plan: no reference images" in told("speciation-edm2-sweep", None, None)
 
 
@@ -332,6 +246,24 @@ def test_the_command_takes_the_folder_of_a_study_of_models(run: Run, told: Calla
     assert "1 agree, 0 differ, 1 not comparable" in told(str(file), tmp_path / "runs", None)
     with pytest.raises(UserError, match="holds no run of the first, second"):
         told(str(file), tmp_path, None)
+
+
+def test_a_file_that_is_no_text_and_a_run_that_is_none_are_one_line(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x9f")
+    with pytest.raises(UserError, match="is no valid YAML"):
+        recipes(str(tmp_path / "binary.yaml"), None, None)
+    content = json.loads((run.path / "run.json").read_text())
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    (odd / "plan.json").write_text("{}")
+    (odd / "run.json").write_text(json.dumps({**content, "probes": 5}))
+    with pytest.raises(UserError, match=r"run.json is damaged \('probes' is not what a run writes\)"):
+        recipes("noop-ablation", odd, None)
+
+
+def test_the_directory_of_a_model_is_the_same_everywhere() -> None:
+    for name in ("the first", "a/b+0.6*c", "x:y,z=.pkl", *recipe("noop-ablation").study.models):
+        assert slug(name) == written(name)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ def _show(one: Recipe) -> None:
     if one.study.scheduler:
         lines.append(f"sampler of the study: {one.study.scheduler}; save the pipeline with it, where it has another")
     lines += [f"stand-in: {place}, where the study has {what}" for place, what in one.study.stand_ins.items()]
+    lines += ["with the study's data in a copy of the file: delete their lines under 'stand_ins'"] if one.study.stand_ins else []
     for report in one.study.reports:
         here = f"{reported(report)}; here {report.quantity}" if report.quantity else f"not comparable: {report.note}"
         lines.append(f"reported: {_of(report.model)}{report.what}: {here}")
@@ -96,15 +97,23 @@ def _check(one: Recipe, where: Path, out_file: Path | None) -> None:
 
 def runs_of(one: Recipe, where: Path) -> Run | dict[str, Run]:
     """The run in a directory, or those of the study's models in a folder that `diffprobe run` wrote; UserError where there is none."""
-    from diffprobe.running import slug
-    from diffprobe.runs.result import open_run
+    from diffprobe.runs.study import slug
 
     if (where / "run.json").is_file() or not one.study.models:
-        return open_run(where)
-    found = {name: open_run(where / slug(name)) for name in one.study.models if (where / slug(name) / "run.json").is_file()}
+        return _opened(where)
+    found = {name: _opened(where / slug(name)) for name in one.study.models if (where / slug(name) / "run.json").is_file()}
     if not found:
         raise UserError(f"{where} holds no run of {', '.join(one.study.models)}: give a run's directory, or the folder that holds them")
     return found
+
+
+def _opened(path: Path) -> Run:
+    from diffprobe.runs.result import open_run
+    from diffprobe.runs.sameness import require_sound
+    from diffprobe.runs.store import Store
+
+    require_sound(path, Store(path).identity())  # before its probes are read
+    return open_run(path)
 
 
 def counted(verdicts: Sequence[Verdict]) -> str:

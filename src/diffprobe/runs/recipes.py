@@ -47,8 +47,8 @@ class Planned(NamedTuple):
 
 def recipe(name: str) -> Recipe:
     """A shipped recipe by name, or the study file at this path. Raises UserError for what there is not, or what is no study."""
-    path = find_study(name)
-    return Recipe(path.stem, path, _comment(path.read_text()), load_study(name))
+    path, study = find_study(name), load_study(name)  # which raises for a file that is no text
+    return Recipe(path.stem, path, _comment(path.read_text()), study)
 
 
 def cookbook() -> list[Recipe]:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffprobe.adapters.embedded import MEMBERS
+from diffprobe.errors import UserError
 from diffprobe.probes.base import Probe
+from diffprobe.runs import places
 from diffprobe.runs.result import Run
 from diffprobe.runs.study import settings
 
 _TOLD = 3  # differences of settings that are named
-_LONG = 60  # characters of a setting's value
 #: Settings that shape neither a measurement nor an estimate that is compared: pictures, and thresholds of verdicts.
 _LOOKS = frozenset({"keep_images", "snapshots", "snapshot_sigmas", "tolerance", "half_width", "margin"})
+#: A folder of images that a recipe names and everybody fetches; the built-in reference is no such folder.
+_FOLDER, _SCENES = ("sweep", "reference"), "scenes"
 
 
 class Sameness(NamedTuple):
@@ -28,14 +30,16 @@ class Sameness(NamedTuple):
 def same_model(about: Mapping[str, str], spec: str) -> Sameness:
     """A model's identity, as run.json has it, against a study's spec: by hub id, or by name where it ships or is one of EDM2's files.
 
-    A local folder may hold the weights of any hub id, so that it is neither the same nor another.
+    A local folder may hold the weights of any hub id, so that it is neither the same nor another; nor is any place of LoRA weights for
+    which the recipe has a bare name, as nothing is fetched by that.
     """
     wanted, other, unproved = _sources(spec), [], []
     for key, place in wanted.items():
         source = about.get(key)
         if source == place:
             continue
-        if source is not None and (_named_alike(source, place) if spec.startswith("edm2:") else _local(about, key)):
+        alike = _named_alike(source, place) if spec.startswith("edm2:") and source else _local(about, key) or _to_be_given(key, place)
+        if source is not None and alike:
             unproved.append(f"that {source} holds {place} cannot be proved")
         else:
             other.append(f"the {key.replace('_', ' ')} of its model is {source or 'not there'}, and the recipe's {place}")
@@ -55,31 +59,69 @@ def same_scheduler(about: Mapping[str, Any], scheduler: str | None) -> Sameness:
     return Sameness((), (f"that its pipeline samples with {scheduler} is not recorded",))
 
 
-def obstacles(run: Run, probe: Probe, stand_ins: Mapping[str, str]) -> Iterator[str]:
-    """What keeps a run from being compared with a probe's published numbers: other settings, data that stand in, missing cells.
+def same_dtype(about: Mapping[str, Any], torch_dtype: str | None) -> Sameness:
+    """Whether a model, by its identity in run.json, ran in the precision of a study; None asks for none."""
+    found = about.get("dtype")
+    if torch_dtype in {None, found}:
+        return Sameness((), ())
+    if found is None:
+        return Sameness((), (f"that its model ran in {torch_dtype} is not recorded",))
+    return Sameness((f"its model ran in {found}, and the recipe's in {torch_dtype}",), ())
+
+
+def same_measurement(run: Run, probe: Probe, stand_ins: Mapping[str, str]) -> Sameness:
+    """Whether a run measured what a study's probe asks: its settings and its data, all of it.
 
     `stand_ins` are places of settings ('drift.images') with what the study had there: where the run has what the recipe has, it has
-    the stand-in, and anything else is taken for the study's own.
+    the stand-in, and anything else is taken for the study's own. So is another folder of images where the recipe names one.
     """
     kind = probe.name
     asked = next((settings(one) for one in run.probes if one.name == kind), None)
     if asked is None:
-        yield f"the run has no probe {kind}"
-        return
-    wanted = settings(probe)
+        return Sameness((f"the run has no probe {kind}",), ())
+    wanted, differences, unproved = settings(probe), list[str](), list[str]()
     for place, what in stand_ins.items():
         at, *path = place.split(".")
         if at == kind:
-            if _shares(_at(asked, path), _at(wanted, path)):
-                yield f"{place} stands in for {what}"
-            asked, wanted = _without(asked, path), _without(wanted, path)
+            if places.shared(places.at(asked, path), places.at(wanted, path)):
+                differences.append(f"{place} stands in for {what} (where it does not, delete that line of 'stand_ins' in your copy)")
+            else:
+                unproved.append(f"that {place} is {what} is taken on trust")
+            asked, wanted = places.blanked(asked, path), places.blanked(wanted, path)
+    here, there = places.at(asked, _FOLDER), places.at(wanted, _FOLDER)
+    if here != there and here and there and _SCENES not in {*here, *there}:
+        unproved.append(f"that {here[0]} holds {there[0]} cannot be proved")
+        asked, wanted = places.blanked(asked, _FOLDER), places.blanked(wanted, _FOLDER)
+    return Sameness((*differences, *_others(asked, wanted), *_missing(run, kind)), tuple(unproved))
+
+
+def require_sound(path: Path, about: Mapping[str, Any] | None) -> None:
+    """Raise UserError where what run.json says of a run's model, pipeline or probes cannot be read; None is a run that is not there."""
+    if about is None:
+        return
+    model = about.get("model")
+    sound = {
+        "model": isinstance(model, dict) and all(isinstance(value, str) for value in model.values()),
+        "facts": isinstance(about.get("facts", {}), dict),
+        "probes": isinstance(about.get("probes"), list),
+    }
+    for name in (name for name, right in sound.items() if not right):
+        raise UserError(f"{path / 'run.json'} is damaged ('{name}' is not what a run writes): run the study again in another directory")
+
+
+def _others(asked: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
+    """The settings that differ, the first few by their first leaf."""
     other = [name for name, value in wanted.items() if name not in _LOOKS and asked.get(name) != value]
-    for name in other[:_TOLD]:
-        yield f"its {name} is {_short(asked.get(name))}, and the recipe's {_short(wanted[name])}"
+    yield from (places.difference(asked.get(name), wanted[name], name) for name in other[:_TOLD])
     if len(other) > _TOLD:
         yield f"{len(other) - _TOLD} more of its settings differ: {', '.join(other[_TOLD:])}"
-    keys = run.plan.get(kind, [])
-    if missing := len(set(keys) - run.store.done(kind)):
+
+
+def _missing(run: Run, kind: str) -> Iterator[str]:
+    keys = run.plan.get(kind)
+    if not isinstance(keys, list) or not keys:
+        yield f"its plan has no cell of {kind}"
+    elif missing := len({str(key) for key in keys} - run.store.done(kind)):
         yield f"{missing} of its {len(keys)} cells are not measured"
 
 
@@ -100,37 +142,13 @@ def _named_alike(source: str, place: str) -> bool:
     return Path(source).name == Path(place).name
 
 
+def _to_be_given(key: str, place: str) -> bool:
+    return key == "lora_source" and "/" not in place and place not in MEMBERS
+
+
 def _local(about: Mapping[str, str], key: str) -> bool:
     """Whether a source is the place of a saved pipeline here: no hub's commit is with it, and it is no name of a model that ships."""
     if key == "lora_scale":
         return False
     commit = "lora_commit" if key == "lora_source" else "commit"
-    return commit not in about and about[key] not in MEMBERS and "family" in about
-
-
-def _at(value: Any, path: list[str]) -> list[Any]:
-    """What lies at a path: one value, or where there is a list on the way, that of each item."""
-    if not path:
-        return [value]
-    items = value if isinstance(value, list) else [value]
-    return [found for item in items if isinstance(item, dict) and path[0] in item for found in _at(item[path[0]], path[1:])]
-
-
-def _shares(asked: list[Any], wanted: list[Any]) -> bool:
-    """Whether any of the values in their order is still the recipe's."""
-    return any(one == other for one, other in zip(asked, wanted, strict=False))
-
-
-def _without(value: Any, path: list[str]) -> Any:
-    """The same without what lies at a path."""
-    if isinstance(value, list):
-        return [_without(item, path) for item in value]
-    if not isinstance(value, dict) or path[0] not in value:
-        return value
-    rest = {name: part for name, part in value.items() if name != path[0]}
-    return rest if len(path) == 1 else {**rest, path[0]: _without(value[path[0]], path[1:])}
-
-
-def _short(value: object) -> str:
-    told = json.dumps(value, ensure_ascii=False)
-    return told if len(told) <= _LONG else f"{told[:_LONG]}…"
+    return key in about and commit not in about and about[key] not in MEMBERS and "family" in about

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from importlib import resources
@@ -10,11 +11,14 @@ from pathlib import Path
 from typing import Any, Literal, Self, cast, get_args, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError, model_validator
 
 from diffprobe.errors import UserError, unknown
 from diffprobe.probes import PROBES
 from diffprobe.probes.base import Probe
+from diffprobe.runs import places
+
+_DIGITS = 300  # of a reported value, at most: beyond them no double holds it
 
 
 class Variant(BaseModel):
@@ -39,13 +43,13 @@ class Report(BaseModel):
 
     what: str
     quantity: str | None = None
-    facets: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    facets: dict[str, bool | int | FiniteFloat | str] = Field(default_factory=dict)
     model: str | None = None
     value: Decimal | None = None
-    plus_minus: float | None = Field(default=None, gt=0)
+    plus_minus: FiniteFloat | None = Field(default=None, gt=0)
     spread: Literal["sd", "se"] | None = None
-    lo: float | None = None
-    hi: float | None = None
+    lo: FiniteFloat | None = None
+    hi: FiniteFloat | None = None
     n: int | None = Field(default=None, ge=1)
     note: str | None = None
 
@@ -61,6 +65,10 @@ class Report(BaseModel):
             raise UserError(f"the report '{self.what}' needs 'plus_minus' and 'spread: sd' or 'spread: se' together, and with sd also 'n'")
         if self.plus_minus is not None and self.value is None:
             raise UserError(f"the report '{self.what}' has a plus_minus without a value: a range has none")
+        if self.lo is not None and self.hi is not None and self.lo > self.hi:
+            raise UserError(f"the report '{self.what}' has a range from {self.lo:g} down to {self.hi:g}: exchange 'lo' and 'hi'")
+        if self.value is not None and not (math.isfinite(self.value) and abs(int(self.value.as_tuple().exponent)) <= _DIGITS):
+            raise UserError(f"the report '{self.what}' has the value {self.value}, which is too large or too small for a number here")
         return self
 
 
@@ -69,7 +77,8 @@ class Study(BaseModel):
 
     What a published study reports is no part of a run: `source` names it, `reports` lists it, `scheduler` is the class of diffusers
     that it sampled with where that is not each pipeline's own, and `stand_ins` names settings ('drift.images',
-    'geometry.generated.prompts') that stand for data which cannot be shipped, each with what the study had there.
+    'geometry.generated.captions.prompts', 'geometry.sets.reference') that stand for data which cannot be shipped, each with what the
+    study had there. In a copy with data of one's own, deleting a line of them says that the study's data are there.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
@@ -143,17 +152,16 @@ def parse_study(content: Mapping[str, Any]) -> Study:
 
 def _check_published(study: Study) -> None:
     """Raise UserError where what is reported, or stood in for, is of a probe, a setting or a model that the study does not have."""
-    fields = {probe.name: {field.name for field in dataclasses.fields(probe)} for probe in study.probes}
+    asked = {probe.name: settings(probe) for probe in study.probes}
     for place in study.stand_ins:
-        kind, _, setting = place.partition(".")
-        if kind not in fields:
-            raise unknown("probe of this study", kind, fields)
-        if setting.partition(".")[0] not in fields[kind]:
-            raise unknown(f"setting of {kind}", setting, fields[kind])
+        kind, *path = place.split(".")
+        if kind not in asked:
+            raise unknown("probe of this study", kind, asked)
+        places.require({name: value for name, value in asked[kind].items() if name != "kind"}, path or [""], kind)
     for report in study.reports:
         kind = (report.quantity or "").partition(".")[0]
-        if kind and kind not in fields:
-            raise unknown("probe of this study", kind, fields)
+        if kind and kind not in asked:
+            raise unknown("probe of this study", kind, asked)
         if report.model is not None and report.model not in study.models:
             raise unknown("model of this study", report.model, study.models)
         if kind and study.models and report.model is None:
@@ -233,6 +241,11 @@ def recipes() -> dict[str, Path]:
     """The shipped studies by name."""
     folder = Path(str(resources.files("diffprobe") / "assets" / "recipes"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def slug(name: str) -> str:
+    """The directory of a run of the model of this name: what is no letter, digit, dash or dot becomes a dash."""
+    return "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in name).strip("-.")
 
 
 def preset(names: Sequence[str], budget: Literal["quick", "standard", "paper"]) -> tuple[Probe, ...]:
