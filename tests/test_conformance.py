@@ -27,7 +27,7 @@ from diffprobe.runs.study import settings
 from tests.small import Pixels
 
 WORLDS = ("gaussian", "gmm", "identity", "hierarchical", "anisotropic@ve", "low-rank@flow", "relu")
-MODELS = (*(f"exact:{world}" for world in WORLDS), "sd", "sdxl", "sd3", "flow", "edm", "edit", "pixart", "sd+lora")
+MODELS = (*(f"exact:{world}" for world in WORLDS), "sd", "sdxl", "sd3", "flow", "edm", "edit", "sigma", "sd+lora")
 SMALL: dict[str, Probe] = {
     "drift": Drift(count=5, prompt_sets=("null",), strengths=(0.4,), num_inference_steps=(5,), guidance_scale=(3.0,)),
     "consistency": Consistency(count=2, repetitions=3, num_inference_steps=4, guidance_scale=3.0),
@@ -59,9 +59,8 @@ SMALL: dict[str, Probe] = {
 }
 
 
-#: What a model cannot be asked: an editor of instructions draws nothing from a prompt, PixArt edits nothing, neither has a denoiser.
-LACKING = {(model, probe) for model in ("edit", "pixart") for probe in ("interpolation", "speciation")}
-LACKING |= {("edit", "consistency"), ("pixart", "drift")}
+#: What a model cannot be asked: an editor of instructions draws nothing from a prompt, and PixArt edits nothing.
+LACKING = {("edit", "consistency"), ("sigma", "drift")}
 
 
 @pytest.fixture(scope="module", params=[(m, p) for m in MODELS for p in sorted(PROBES) if (m, p) not in LACKING], ids="-".join)

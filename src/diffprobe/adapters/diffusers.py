@@ -92,9 +92,10 @@ def _narrow(pipe: Any, dtype: torch.dtype) -> None:
     The autoencoder stays: half precision overflows in SDXL's decoder, and blurs what is to be measured in any. A T5 was loaded in
     its format already, but for the layers that it keeps in float32 itself.
     """
-    for name, part in pipe.components.items():
-        if isinstance(part, torch.nn.Module) and name != "vae" and not type(part).__name__.startswith("T5"):
-            part.to(dtype)
+    with quiet():
+        for name, part in pipe.components.items():
+            if isinstance(part, torch.nn.Module) and name != "vae" and not type(part).__name__.startswith("T5"):
+                part.to(dtype)
 
 
 def _settle(pipe: Any, manner: str | None, device: torch.device) -> None:
