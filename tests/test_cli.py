@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -309,3 +310,29 @@ def test_a_killed_run_resumes_to_the_records_of_an_undisturbed_one(
         pair = [pq.read_table(run.path / "cells" / "drift" / f"{key}.parquet") for run in (killed, whole)]
         assert pair[0].equals(pair[1], check_metadata=True)
     assert (killed.path / "summary.json").read_bytes() == (whole.path / "summary.json").read_bytes()
+
+
+def test_a_variant_and_a_number_format_are_options_and_keys_of_a_study(
+    diffprobe: Command, pipelines: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "variant"
+    shutil.copytree(pipelines("sd"), folder)
+    unet = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    unet.rename(unet.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    asked = ("run", "--model", folder, "--probes", "drift", "--dry-run")
+    assert "fp16" in diffprobe(*asked).out, "the dry run says that the variant must be named"
+    told = diffprobe(*asked, "--variant", "fp16", "--dtype", "bfloat16")
+    assert told.code == 0
+    assert "still to do" in told.out
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        f"model: {folder}\nvariant: fp16\ntorch_dtype: bfloat16\nscheduler: EulerDiscreteScheduler\nprobes:\n"
+        "  - {kind: drift, count: 1, prompt_sets: empty, strengths: 0.5, num_inference_steps: 4, budget: false}\n"
+    )
+    done = diffprobe("run", study, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    assert (
+        "note: its pipeline samples with DDIMScheduler, and the study's with EulerDiscreteScheduler: save the pipeline with it" in done.out
+    )
+    model = json.loads((tmp_path / "run" / "run.json").read_text())["model"]
+    assert (model["variant"], model["dtype"]) == ("fp16", "bfloat16")

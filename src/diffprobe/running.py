@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, cast
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 out = Console(highlight=False, soft_wrap=True)
 
 Budget = Literal["quick", "standard", "paper"]
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 def run(  # noqa: PLR0913, PLR0917
@@ -32,7 +34,10 @@ def run(  # noqa: PLR0913, PLR0917
     ] = None,
     out_dir: Annotated[Path | None, typer.Option("--out", help="The run's directory; the same command resumes it.")] = None,
     embedders: Annotated[str | None, typer.Option(help="Instruments, comma-separated: embedded, clip:<folder or hub id>, ...")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ..., offload, offload-layers, balanced")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Of the networks.", show_default="float32 on a CPU, else bfloat16")] = None,
+    revision: Annotated[str | None, typer.Option(help="Of a repository on the hub: a branch, a tag or a commit.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Of the weight files, such as fp16.")] = None,
     extend: Annotated[bool, typer.Option("--extend", help="Let the study in this directory grow or change.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, its memory and its time, and stop.")] = False,
 ) -> None:
@@ -41,7 +46,8 @@ def run(  # noqa: PLR0913, PLR0917
 
     given = {"probes": probes, "budget": budget, "images": images, "prompts": prompts}
     instruments = None if embedders is None else _listed(embedders)
-    chosen = _study(study, {"model": model, "device": device, "embedders": instruments}, given)
+    changes = {"model": model, "device": device, "embedders": instruments, "torch_dtype": dtype, "revision": revision, "variant": variant}
+    chosen = _study(study, changes, given)
     base = out_dir or Path("runs") / (Path(study).stem if study else f"{slug(chosen.model)}-{budget or 'quick'}")
     options = _Options(extend, dry_run, suit=study is None)
     runs = {name: (base / slug(name), spec, wanted) for name, (spec, wanted) in chosen.variants().items()}
@@ -111,12 +117,16 @@ def _one(study: Study, path: Path, options: _Options) -> bool:
         steps = plan(study.probes)
     from diffprobe.adapters.load import load, rig, with_checkpoints
     from diffprobe.runs.result import start, suited
+    from diffprobe.runs.sameness import same_scheduler
 
     with out.status(f"loading {study.model}") if out.is_terminal else quiet():
-        under_test = load(study.model, device=study.device, torch_dtype=study.torch_dtype)
+        placed = partial(load, device=study.device, torch_dtype=study.torch_dtype)
+        under_test = placed(study.model, revision=study.revision, variant=study.variant)
         named = (name for probe in study.probes for name in getattr(probe, "checkpoints", ()))
         under_test = with_checkpoints(under_test, named, study.torch_dtype)
         worker = rig(under_test, study.embedders, study.scorers, batch_size=study.batch_size)
+    for other in same_scheduler({"facts": under_test.facts}, study.scheduler).differences:
+        out.print(f"note: {other}: save the pipeline with it, or published numbers cannot be set against this run", markup=False)
     probes = suited(study.probes, worker) if options.suit else study.probes
     if probes != study.probes:
         names = ", ".join(probe.name for probe in probes)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from diffprobe.adapters.codecs import VaeCodec, kind_of_codec
-from diffprobe.adapters.diffusers import ERRORS, REMEDIES, UNUSED, assemble, check_scheduler, family_of
+from diffprobe.adapters.diffusers import ERRORS, REMEDIES, UNUSED, assemble, check_scheduler, family_of, place_of
 from diffprobe.adapters.families import FAMILIES
 from diffprobe.adapters.schedulers import distilled
 from diffprobe.adapters.stored import Stored, stored
@@ -109,8 +109,9 @@ def _pipeline(spec: str, place: Path, options: LoadOptions) -> Outline:
         if library is None or made is None or name in UNUSED:
             parts[name] = None
             continue
-        parts[name], lacks = _part(place / name, library, made)
-        components.append(_component(name, made, parts[name], stored(place / name, options.variant), lacks))
+        lies = place_of(place, name) or place / name
+        parts[name], lacks = _part(lies, library, made)
+        components.append(_component(name, made, parts[name], stored(lies, options.variant), lacks))
     for one in components:
         if parts[one.name] is None and not one.name.startswith("tokenizer"):
             raise UserError(f"'{one.name}' ({one.kind}) of {place}: {one.lacks}", 4)

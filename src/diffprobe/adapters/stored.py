@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffprobe.adapters.weights import VARIANT
+
 #: Names that libraries give weight files, without their ending; a folder's own file of another name counts where there is none of these.
 _BASES = ("diffusion_pytorch_model", "model")
 _FORMATS = {
@@ -39,6 +41,9 @@ def stored(folder: Path, variant: str | None = None, pattern: str | None = None)
     """
     files = sorted(folder.glob(pattern)) if pattern else list(_named(folder, variant))
     if not files:
+        others = sorted(other[1] for file in folder.glob("*.safetensors") if (other := VARIANT.search(file.name)))
+        if others:
+            return Stored(0, (), f"only the variant '{others[0]}' is here: give variant='{others[0]}'")
         return PICKLED if any(folder.glob("*.bin")) else None
     total, formats = 0, set[str]()
     for file in files:

@@ -90,6 +90,8 @@ class Study(BaseModel):
     scorers: tuple[str, ...] = ()
     device: str = "auto"
     torch_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    revision: str | None = None
+    variant: str | None = None
     batch_size: int = Field(default=16, ge=1)
     probes: tuple[Any, ...]
     scheduler: str | None = None

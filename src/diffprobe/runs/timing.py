@@ -64,7 +64,7 @@ def forecast(study: Study, *, suit: bool = False) -> Forecast:
 
     Nothing is fetched but configuration files; the model is loaded where all of it is here and fits, to be timed for a few seconds.
     """
-    options = LoadOptions(study.device, study.torch_dtype)
+    options = LoadOptions(study.device, study.torch_dtype, study.revision, study.variant)
     try:
         device, _ = options.place()
         told = outline(study.model, options)
@@ -144,7 +144,14 @@ def _rig(told: Outline, study: Study) -> tuple[Rig, tuple[str, ...]]:
     """The model with its instruments, or without where one is not here, which is said. Raises UserError where the model is not here."""
     if told.missing:
         raise UserError(f"the model is not all here: {'; '.join(told.missing)}")
-    model = load(study.model, device=study.device, torch_dtype=study.torch_dtype, local_files_only=True)
+    model = load(
+        study.model,
+        device=study.device,
+        torch_dtype=study.torch_dtype,
+        revision=study.revision,
+        variant=study.variant,
+        local_files_only=True,
+    )
     try:
         return rig_of(model, study.embedders, study.scorers, batch_size=study.batch_size), ()
     except UserError as error:
