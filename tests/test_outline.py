@@ -143,7 +143,9 @@ def test_shards_and_variants_are_found_as_they_are_loaded(copy: Path) -> None:
     half, parts = unet / f"{base}.fp16.safetensors", [unet / f"{base}-0000{number}-of-00002.safetensors" for number in (1, 2)]
     shutil.copy(copy / WEIGHTS, half)
     (copy / WEIGHTS).rename(parts[0])
-    assert stored(unet) is None
+    only = stored(unet)
+    assert only is not None
+    assert only.lacks == "only the variant 'fp16' is here: give variant='fp16'"
     assert stored(unet, "fp16") == Stored(half.stat().st_size, ("float32",))
     named = {"weight_map": {"first": parts[0].name, "second": parts[1].name}}
     (unet / f"{base}.safetensors.index.json").write_text(json.dumps(named))
