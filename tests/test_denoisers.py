@@ -137,7 +137,10 @@ def test_a_condition_has_a_row_a_prompt_and_encodes_each_prompt_once(pipelines: 
 
 
 def parts(condition: Any) -> tuple[Tensor, ...]:
-    return (condition.states, condition.pooled) if isinstance(condition, TextCondition) else (condition,)
+    if not isinstance(condition, TextCondition):
+        return (condition,)
+    assert condition.pooled is not None
+    return condition.states, condition.pooled
 
 
 def test_one_row_serves_a_batch_and_a_wrong_number_is_refused(pipelines: Folder) -> None:

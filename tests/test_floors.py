@@ -13,7 +13,20 @@ FLOORS = {
     3: ("probes", "controls"),
     4: ("report",),
     5: ("runs",),
-    6: ("__main__", "cli", "running", "examining", "morphing", "exporting", "cookbook", "export", "terminal", "doctor", "validate", "subset"),
+    6: (
+        "__main__",
+        "cli",
+        "running",
+        "examining",
+        "morphing",
+        "exporting",
+        "cookbook",
+        "export",
+        "terminal",
+        "doctor",
+        "validate",
+        "subset",
+    ),
 }
 MODULES = {
     ".".join(("diffprobe", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__"): path

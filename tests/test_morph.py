@@ -233,6 +233,7 @@ def test_conditions_mix_linearly_and_keep_their_kind() -> None:
     assert isinstance(found, TextCondition)
     assert (found.states.dtype, found.states.shape) == (torch.bfloat16, (2, 4, 3))
     assert torch.equal(found.states[0], states.bfloat16()[0])
+    assert found.pooled is not None
     assert found.pooled.tolist() == [[1.0], [2.5]]
     assert torch.allclose(mixed_condition(states, weights)[1], 0.25 * states[0] + 0.75 * states[1])
 

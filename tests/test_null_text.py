@@ -251,7 +251,7 @@ def test_a_condition_of_several_parts_keeps_the_others() -> None:
     assert isinstance(condition, StatedCondition)
     assert not isinstance(torch.zeros(2, 3, 4), StatedCondition)
     other = condition.with_states(torch.full((2, 3, 4), 2.0))
-    assert torch.equal(other.pooled, condition.pooled)
+    assert other.pooled is condition.pooled
     assert float(other.states.mean()) == 2
 
 
