@@ -336,3 +336,19 @@ def test_a_variant_and_a_number_format_are_options_and_keys_of_a_study(
     )
     model = json.loads((tmp_path / "run" / "run.json").read_text())["model"]
     assert (model["variant"], model["dtype"]) == ("fp16", "bfloat16")
+
+
+def test_names_with_brackets_are_shown_as_they_are(diffprobe: Command, tmp_path: Path) -> None:
+    """Square brackets are no markup: neither in a path nor in a prompt."""
+    planned = diffprobe("run", "--model", "exact:gmm", "--probes", "geometry", "--dry-run", "--out", tmp_path / "v[/a]")
+    assert planned.code == 0
+    assert "v[/a]" in planned.out
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        "model: exact:gmm\nprobes:\n"
+        "  - {kind: consistency, prompts: ['class 0 [sks]', 'class 1'], repetitions: 3, num_inference_steps: 3}\n"
+    )
+    done = diffprobe("run", study, "--out", tmp_path / "run[x]")
+    assert done.code == 0, done.err
+    assert "[sks]" in done.out
+    assert "run[x]" in done.out

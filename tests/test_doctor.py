@@ -156,3 +156,10 @@ def test_the_command_ends_with_4_where_a_model_is_not_whole(
     code, lines = command("--model", folder, "--memory", 0.001)
     assert code == 4
     assert sum(line.startswith("BAD  ") for line in lines) == 6, "the autoencoder, and no probe fits into a MiB"
+
+
+@pytest.mark.parametrize("memory", ["nan", "inf", "0", "-3"])
+def test_a_memory_that_is_none_is_refused(memory: str) -> None:
+    told = subprocess.run([*COMMAND, "--model", "exact:gmm", "--memory", memory], capture_output=True, text=True, check=False)
+    assert told.returncode == 2
+    assert told.stderr == "diffprobe: --memory is a number of GiB above 0; left out, it is what the device has\n"

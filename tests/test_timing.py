@@ -130,3 +130,13 @@ def test_what_does_not_fit_is_not_loaded(pipelines: Callable[[str], Path], tmp_p
     told = forecast(study(folder, Consistency()))
     assert told.bytes["consistency"] > 1 << 40
     assert told.why == ("no time: the plan does not fit into the memory of this device",)
+
+
+def test_what_a_model_cannot_be_asked_is_not_planned_for_a_budget_and_is_told_of_a_study(pipelines: Callable[[str], Path]) -> None:
+    """A class-conditional pipeline does not know the words of the budget's prompts."""
+    spec = str(pipelines("dit"))
+    found = forecast(Study(model=spec, device="cpu", probes=preset([], "quick")), suit=True)
+    assert [probe.name for probe in found.probes] == ["geometry"]
+    assert set(found.bytes) == {"geometry"}
+    refused = forecast(Study(model=spec, device="cpu", probes=(Drift(count=2),)))
+    assert any("it will be refused: drift needs editor" in why for why in refused.why)

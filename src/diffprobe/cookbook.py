@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from diffprobe.runs.result import Run
     from diffprobe.runs.study import Report
 
-out = Console(highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, markup=False)
 
 _KINDS = (".md", ".json")
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # a broken torch must not break the doctor on import
     from diffprobe.probes.base import Probe
     from diffprobe.runs.memory import Primitives
 
+_ROWS = 512  # a batch that is tried: what probes put into one call at most
 PACKAGES = ("diffprobe", "torch", "diffusers", "transformers", "numpy", "pyarrow", "altair", "vl-convert-python")
 
 
@@ -107,7 +108,7 @@ def _room(takes: Primitives, probe: Probe, batch_size: int, place: tuple[torch.d
     """What a probe takes of a device and its memory, whether that is there, and where not the largest batch that fits."""
     from diffprobe.runs.memory import Foreseen, gibibytes, memory_of, planned
 
-    device, memory = place[0], place[1] or memory_of(place[0])
+    device, memory = place[0], memory_of(place[0]) if place[1] is None else place[1]
 
     def needed(rows: int) -> int:
         return planned(Foreseen(takes, probe.load(rows)), device, memory)
@@ -118,7 +119,7 @@ def _room(takes: Primitives, probe: Probe, batch_size: int, place: tuple[torch.d
     told = f"{gibibytes(whole)} of {gibibytes(memory)} in batches of {batch_size}"
     if whole <= memory:
         return told, True
-    fits = next((rows for rows in range(batch_size - 1, 0, -1) if needed(rows) <= memory), None)
+    fits = next((rows for rows in range(min(batch_size, _ROWS) - 1, 0, -1) if needed(rows) <= memory), None)
     remedy = f"a batch_size of {fits} does" if fits else "no batch fits, so take a smaller size, half precision or a larger device"
     return f"{told}, which do not fit: {remedy}", False
 

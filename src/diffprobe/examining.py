@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
-out = Console(highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, markup=False)
 
 
 def doctor(  # noqa: PLR0913, PLR0917
@@ -24,6 +25,10 @@ def doctor(  # noqa: PLR0913, PLR0917
 ) -> None:
     """The environment and what is known to break it; or what a model is, which probes it can be asked, their memory, what is missing."""
     from diffprobe.doctor import examine, examine_model
+    from diffprobe.errors import UserError
+
+    if memory is not None and not (math.isfinite(memory) and memory > 0):
+        raise UserError("--memory is a number of GiB above 0; left out, it is what the device has")
 
     if model is None:
         found = examine()

@@ -11,7 +11,7 @@ from rich.console import Console
 if TYPE_CHECKING:
     from diffprobe.export.base import Exported
 
-out = Console(highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, markup=False)
 
 
 def export_run(

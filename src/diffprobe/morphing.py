@@ -16,7 +16,7 @@ from diffprobe.errors import UserError
 if TYPE_CHECKING:
     from diffprobe.controls.morph import Morph, Morphing, Report
 
-out = Console(highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, markup=False)
 
 _FRAMES = {"strip": 9, "triangle": 5, "film": 25}
 

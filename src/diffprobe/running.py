@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from diffprobe.probes.base import Probe
     from diffprobe.runs.study import Study
 
-out = Console(highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, markup=False)
 
 Budget = Literal["quick", "standard", "paper"]
 Dtype = Literal["float32", "bfloat16", "float16"]

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
@@ -106,13 +105,13 @@ def show_comparison(out: Console, found: Comparison) -> None:
         out.print(f"- {verdict}", markup=False)
     base, several = found.names[0], len(found.names) > 2
     other = "other" if several else found.names[1]
-    table = Table("", escape(base), escape(other), "difference", "interval", "p (Holm)", "n", box=None, pad_edge=False)
+    table = Table("", base, other, "difference", "interval", "p (Holm)", "n", box=None, pad_edge=False)
     for row in found.rows:
         if row.headline:
             amount, name = shown(difference(row)), f"{row.other}: {row.title}" if several else row.title
             value = f"{amount.value} {amount.unit}".strip()
             cells = (name, *means(row), value, interval(row), p_value(row.p), f"{row.n:,}")
-            table.add_row(*map(escape, cells))
+            table.add_row(*cells)
     out.print(table)
     for note in found.notes:
         out.print(note, markup=False)

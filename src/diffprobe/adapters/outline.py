@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import inspect
 import json
 import warnings
@@ -223,7 +224,7 @@ def _lora(spec: str, options: LoadOptions) -> Component:
     """LoRA weights, which are fused: they add nothing to what the model takes."""
     file = Path(spec)
     place = file.parent if file.is_file() else _configurations(spec, options)
-    found = stored(place, None, file.name if file.is_file() else "*.safetensors")
+    found = stored(place, None, glob.escape(file.name) if file.is_file() else "*.safetensors")
     return Component(f"LoRA {file.name}", "LoRA weights", 0, found, found.lacks if found else "its weights are missing: fetch them")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from diffprobe.adapters.weights import VARIANT
 
-#: Names that libraries give weight files, without their ending; a folder's own file of another name counts where there is none of these.
+#: Names that libraries give weight files, without their ending.
 _BASES = ("diffusion_pytorch_model", "model")
 _FORMATS = {
     "F64": "float64",

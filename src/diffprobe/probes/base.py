@@ -59,6 +59,7 @@ class Load(NamedTuple):
     more for each. `encode` and `decode`: of a forward. `graph`: at most of a decoding whose graph is kept for backward passes, fewer
     where memory is short; it is projected on so many `directions`, and before it in the same graph come `chain` network evaluations.
     `tuned`: of a network evaluation that is differentiated. `side`: of the largest images in pixels, 0 for the model's native ones.
+    `models`: how many of the model's size are held at once.
     """
 
     network: int = 0
@@ -70,6 +71,7 @@ class Load(NamedTuple):
     chain: int = 0
     tuned: int = 0
     side: int = 0
+    models: int = 1
 
     def with_largest(self, other: Load) -> Load:
         """Everything at the larger of the two."""

@@ -101,7 +101,7 @@ def planned(asked: Foreseen, device: torch.device, memory: int | None = None) ->
         takes.tuned.at(load.tuned),
         _mapped(takes, load, device, memory) if load.graph else 0,
     )
-    return sum(takes.weights.values()) + max(calls)
+    return load.models * sum(takes.weights.values()) + max(calls)
 
 
 def foreseen(model: Model, probes: Iterable[Probe], batch_size: int, size: int | None = None) -> dict[str, Foreseen]:

@@ -18,6 +18,7 @@ from diffprobe.errors import UserError
 from diffprobe.model import Model, Rig
 from diffprobe.probes.base import Cost, Probe
 from diffprobe.runs.memory import foreseen, instruments, memory_of, planned, shapes
+from diffprobe.runs.result import check, suited
 from diffprobe.runs.study import Study
 
 #: Seconds that each kind of call is timed for, its warm-up left out; and how often at most. A first call that takes so long is enough.
@@ -80,8 +81,15 @@ def forecast(study: Study, *, suit: bool = False) -> Forecast:
         worker, lacking = _rig(told, study)
     except UserError as error:
         return Forecast(probes, needed, memory, why=(f"no time: {error}",))
+    if suit:  # the words of a budget, which only the model itself knows or not
+        probes = suited(study.probes, worker)
+    try:
+        check(probes, worker)
+    except UserError as error:
+        lacking = (*lacking, f"it will be refused: {error}")
     held = instruments((*worker.embedders.values(), *worker.distances.values(), *worker.scorers.values()))
-    return Forecast(probes, {name: size + held for name, size in needed.items()}, memory, calibrate(worker), lacking)
+    kept = {probe.name: needed[probe.name] + held for probe in probes if probe.name in needed}
+    return Forecast(probes, kept, memory, calibrate(worker), lacking)
 
 
 def calibrate(rig: Rig) -> Pace:
@@ -95,9 +103,9 @@ def calibrate(rig: Rig) -> Pace:
         codec = model.codec
         if codec is None or not image:
             return Pace(evaluation, None, None, rows, None, model.device)
-        decoding, _ = _timed(rig, lambda n: codec.decode(torch.zeros(n, *shape, device=model.device)))
+        decoding, few = _timed(rig, lambda n: codec.decode(torch.zeros(n, *shape, device=model.device)))
         encoding, _ = _timed(rig, lambda n: codec.encode(torch.zeros(n, *image)))
-    return Pace(evaluation, decoding, encoding, rows, image[-1], model.device)
+    return Pace(evaluation, decoding, encoding, few if evaluation is None else rows, image[-1], model.device)
 
 
 def _evaluation(rig: Rig, shape: tuple[int, ...]) -> tuple[float | None, int]:

@@ -160,6 +160,8 @@ def at_checkpoint(rig: Rig, name: str | None) -> Model:
         raise UserError(f"'{rig.model.name}' has no checkpoint '{name}': it has {', '.join(rig.model.checkpoints) or 'none'}")
     held, found = rig.memo(_HELD, lambda: ("", rig.model))
     if held != name:
+        rig.memo.keep(_HELD, ("", rig.model))  # the last one goes before the next one comes
+        del found
         found = rig.model.checkpoints[name]()
         lacking = (rig.model.capabilities & _READ) - found.capabilities
         if lacking or found.shape != rig.model.shape:

@@ -262,6 +262,7 @@ class Geometry:
             directions=self.directions,
             chain=chain,
             side=self.resolution or 0,
+            models=1 + bool(self.checkpoints),
         )
 
     def summarise(self, records: Records) -> Findings:
