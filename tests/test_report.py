@@ -608,3 +608,14 @@ def test_the_dark_scheme_reaches_page_and_charts(page: Page) -> None:
 def test_the_page_asked_for_nothing_and_complained_of_nothing(page: Page, seen: list[str]) -> None:
     assert page.evaluate("performance.getEntriesByType('resource').filter((r) => !/^(data|blob|file):/.test(r.name)).length") == 0
     assert seen == []
+
+
+def test_a_chart_without_a_single_interval_draws_none() -> None:
+    rows = tuple({"n": n, "value": n / 2, "lo": None, "hi": None} for n in (1, 2, 3))
+    chart = Chart("a", "A", "A caption.", "line", rows, Axis("n", "n"), Axis("value", "value"), lo="lo", hi="hi")
+    drawn = json.dumps(charts.spec(chart, charts.domains([chart])))
+    assert '"field": "lo"' not in drawn
+    assert "intervals" not in charts.legend(chart)
+    some = dataclasses.replace(chart, rows=(*rows, {"n": 4, "value": 2, "lo": 1, "hi": 3}))
+    assert '"field": "lo"' in json.dumps(charts.spec(some, charts.domains([some])))
+    assert "intervals" in charts.legend(some)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from numbers import Real
 from typing import Any
@@ -39,6 +40,7 @@ def spec(chart: Chart, domains: Domains) -> dict[str, Any]:
     Columns are renamed x, y, lo, hi, series, facet, and further columns e0, e1, ... (tooltips), so that no name can clash with
     the syntax of field paths. What is not finite, or not positive on a logarithmic axis, is null and is not drawn.
     """
+    chart = _bounded(chart)
     values = rows(chart)
     data = alt.InlineData(values=values)
     layers = alt.layer(*(_tiles(chart) if chart.kind == "map" else _layers(chart, domains)))
@@ -57,6 +59,13 @@ def spec(chart: Chart, domains: Domains) -> dict[str, Any]:
         built = sized.to_dict()
     built.pop("config", None)
     return dict(built)
+
+
+def _bounded(chart: Chart) -> Chart:
+    """The chart without intervals where no row has one: a browser warns of a scale without numbers."""
+    ends = [row.get(column) for row in chart.rows for column in (chart.lo, chart.hi) if column]
+    known = any(isinstance(end, int | float) and math.isfinite(end) for end in ends)
+    return chart if known else replace(chart, lo=None, hi=None)
 
 
 def rows(chart: Chart) -> list[dict[str, Any]]:
@@ -87,7 +96,7 @@ def legend(chart: Chart) -> str:
     Dashes are fits where the caption has no other word for them.
     """
     marks = {"line": "Bands are intervals.", "interval": "Lines through points are intervals.", "bar": "Lines on bars are intervals."}
-    parts = [marks[chart.kind]] if chart.kind in marks and chart.lo and chart.hi else []
+    parts = [marks[chart.kind]] if chart.kind in marks and _bounded(chart).hi else []
     if chart.curves and chart.kind == "map":
         parts.append("Rings mark where it was made from.")
     elif chart.curves and "dashed" not in chart.caption.lower():
