@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, cast
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from diffprobe.errors import UserError
 
@@ -109,7 +110,7 @@ def _one(study: Study, path: Path, options: _Options) -> bool:
     if options.dry_run:
         from diffprobe.runs.timing import forecast
 
-        with out.status(f"looking at {study.model}") if out.is_terminal else quiet():
+        with out.status(f"looking at {escape(study.model)}") if out.is_terminal else quiet():
             foreseen = forecast(study, suit=options.suit)
         terminal.show_plan(out, plan(foreseen.probes), foreseen, study.model, path)
         return True
@@ -119,7 +120,7 @@ def _one(study: Study, path: Path, options: _Options) -> bool:
     from diffprobe.runs.result import start, suited
     from diffprobe.runs.sameness import same_scheduler
 
-    with out.status(f"loading {study.model}") if out.is_terminal else quiet():
+    with out.status(f"loading {escape(study.model)}") if out.is_terminal else quiet():
         placed = partial(load, device=study.device, torch_dtype=study.torch_dtype)
         under_test = placed(study.model, revision=study.revision, variant=study.variant)
         named = (name for probe in study.probes for name in getattr(probe, "checkpoints", ()))
