@@ -4,6 +4,7 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from diffprobe import rng
 from diffprobe.adapters.load import load
 from diffprobe.adapters.pipelines import PipelineEditor, PipelineGenerator, PixArtGenerator
-from diffprobe.adapters.weights import write_digests
+from diffprobe.adapters.weights import LoadOptions, write_digests
 from diffprobe.errors import UserError
 from diffprobe.model import EditSettings, GenerateSettings, Model
 from diffprobe.paths import RectifiedFlow, VariancePreserving
@@ -382,3 +383,12 @@ def test_variants_are_read_where_they_are_asked_for(pipelines: Folder, tmp_path:
     unet.unlink()
     with pytest.raises(UserError, match=r"unet holds the variant 'non_ema' alone: give variant='non_ema'"):
         load(str(folder))
+
+
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_the_brief_format_of_an_accelerator_is_one_that_it_computes_in(monkeypatch: pytest.MonkeyPatch, native: bool, dtype: Any) -> None:
+    """One that only emulates bfloat16 says that it supports it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    monkeypatch.setattr("diffprobe.adapters.weights._check_format", lambda *_: None)  # there is no such device to try it on
+    assert LoadOptions(device="cuda").place() == (torch.device("cuda"), dtype)

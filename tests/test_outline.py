@@ -9,7 +9,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig
 
 from diffprobe.adapters.load import load
@@ -220,3 +220,22 @@ def test_a_published_network_has_an_outline(tmp_path: Path) -> None:
     told, model = outlined(f"edm2:{file}"), load(f"edm2:{file}", device="cpu")
     assert (told.title, told.model.shape, told.model.capabilities) == ("EDM2", model.shape, model.capabilities)
     assert weights(told.model) == weights(model)
+
+
+def test_a_tiny_autoencoder_and_a_refiner_are_what_they_are_loaded_as(pipelines: Callable[[str], Path], tmp_path: Path) -> None:
+    """The second pipeline on the same parts is made as loading makes it."""
+    tiny, refiner = tmp_path / "tiny", tmp_path / "refiner"
+    shutil.copytree(pipelines("sd"), tiny)
+    shutil.rmtree(tiny / "vae")
+    AutoencoderTiny(
+        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1)
+    ).save_pretrained(tiny / "vae")
+    shutil.copytree(pipelines("sdxl"), refiner)
+    unet = dict(UNet2DConditionModel.load_config(refiner / "unet")) | {"projection_class_embeddings_input_dim": 5 * 8 + 16}
+    UNet2DConditionModel.from_config(unet).save_pretrained(refiner / "unet")
+    for folder, changes in ((tiny, {"vae": ["diffusers", "AutoencoderTiny"]}), (refiner, {"requires_aesthetics_score": True})):
+        index = folder / "model_index.json"
+        index.write_text(json.dumps(json.loads(index.read_text()) | changes))
+        told, loaded = outline(str(folder), LoadOptions(device="cpu")).model, load(str(folder))
+        assert told.capabilities == loaded.capabilities
+        assert (told.shape, dict(told.facts)) == (loaded.shape, dict(loaded.facts))

@@ -16,7 +16,7 @@ from diffprobe.adapters.codecs import VaeCodec, kind_of_codec, load_codec
 from diffprobe.adapters.families import FAMILIES, Family, Pipelines
 from diffprobe.adapters.pipelines import InstructEditor, PipelineEditor
 from diffprobe.adapters.schedulers import described, digest_settings, distilled
-from diffprobe.adapters.weights import VARIANT, Identity, LoadOptions, check_digests, damage, digest_file, quiet, resolve, weight_files
+from diffprobe.adapters.weights import VARIANT, Identity, LoadOptions, check_digests, damage, digest_file, quiet, resolve
 from diffprobe.errors import UserError
 from diffprobe.model import Model
 
@@ -47,7 +47,6 @@ def load_pipeline(spec: str, options: LoadOptions, *, name: str | None = None, l
     check_digests(folder)
     check_parts(folder, parts, options.variant)
     device, dtype = options.place()
-    weight_files(folder, options.variant)
     identity = {**origin, "family": kind, "dtype": str(dtype).removeprefix("torch.")}
     loaded = dtype if lora is None else torch.float32  # a fused adapter may be smaller than half precision resolves
     absent: dict[str, Any] = {part: None for part, kinds in parts.items() if kinds[0] is None or part in UNUSED}
@@ -111,19 +110,11 @@ def _settle(pipe: Any, manner: str | None, device: torch.device) -> None:
 
 def _pipelines(folder: Path, family: Family, options: dict[str, Any]) -> tuple[Any, Any]:
     """The pipeline that generates and the one that edits, on the same parts; a family may lack either."""
-    import diffusers
-
-    from diffprobe.adapters.edm import ClassConditionalPipeline
-
-    def known(name: str) -> Any:
-        return ClassConditionalPipeline if name == "ClassConditionalPipeline" else getattr(diffusers, name)
-
     try:
         with quiet():
-            names = [name for name in (family.generator, family.editor) if name is not None]
-            made = known(names[0]).from_pretrained(folder, use_safetensors=True, local_files_only=True, **options)
-            edits = made if names[-1] == names[0] else _on_the_parts_of(made, known(names[-1]), folder)
-            return made if family.generator else None, edits if family.editor else None
+            first = class_of(family.generator or family.editor)
+            made = first.from_pretrained(folder, use_safetensors=True, local_files_only=True, **options)
+            return both(made, family, folder)
     except ERRORS as error:
         found = damage(folder)
         if found:
@@ -132,14 +123,28 @@ def _pipelines(folder: Path, family: Family, options: dict[str, Any]) -> tuple[A
         raise UserError(f"cannot load the pipeline in {folder}: {_first_line(error)}; {remedy}", 4) from error
 
 
-def _on_the_parts_of(made: Any, kind: Any, folder: Path) -> Any:
-    """A pipeline of another class on the same parts as they are, with the settings that the folder or the first one has for it.
+def class_of(name: str | None) -> Any:
+    """The class of a pipeline by its name: diffusers' own, or the one that is ours."""
+    import diffusers
 
-    Not by `from_pipe`, which casts all parts to one number format, and takes no autoencoder but an AutoencoderKL.
+    from diffprobe.adapters.edm import ClassConditionalPipeline
+
+    return ClassConditionalPipeline if name == "ClassConditionalPipeline" else getattr(diffusers, str(name))
+
+
+def both(made: Any, family: Family, folder: Path) -> tuple[Any, Any]:
+    """What generates and what edits of a family, of the first of the two, on the parts of that as they are; None for what there is not.
+
+    The second has the settings that the folder or the first one has for it. Not by `from_pipe`, which casts all parts to one number
+    format, and takes no autoencoder but an AutoencoderKL.
     """
-    taken = inspect.signature(kind.__init__).parameters
-    told = {**json.loads((folder / "model_index.json").read_text()), **made.config, **made.components}
-    return kind(**{name: value for name, value in told.items() if name in taken and name != "self"})
+    edits = made
+    if family.generator and family.editor not in (None, family.generator):
+        kind = class_of(family.editor)
+        taken = inspect.signature(kind.__init__).parameters
+        told = {**json.loads((folder / "model_index.json").read_text()), **made.config, **made.components}
+        edits = kind(**{name: value for name, value in told.items() if name in taken and name != "self"})
+    return made if family.generator else None, edits if family.editor else None
 
 
 def _add_lora(pipe: Any, spec: str, options: LoadOptions, scale: float) -> dict[str, str]:
@@ -230,7 +235,7 @@ def check_scheduler(kind: str, scheduler: Any) -> None:
     if kind == "Flux":  # which brings sigmas of its own
         runs = runs and "sigmas" in inspect.signature(scheduler.set_timesteps).parameters
     if not runs:
-        fitting = "a FlowMatchEulerDiscreteScheduler" if flows else "one of its kin, such as DDIMScheduler or EulerDiscreteScheduler"
+        fitting = "a FlowMatchEulerDiscreteScheduler" if flows else "another, such as a DDIMScheduler or an EulerDiscreteScheduler"
         raise UserError(f"{kind} pipelines do not run on a {type(scheduler).__name__}: save the pipeline with {fitting}")
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from diffprobe.adapters.codecs import VaeCodec, kind_of_codec
-from diffprobe.adapters.diffusers import ERRORS, REMEDIES, UNUSED, assemble, check_scheduler, family_of, place_of
-from diffprobe.adapters.families import FAMILIES
+from diffprobe.adapters.diffusers import ERRORS, REMEDIES, UNUSED, assemble, both, check_scheduler, class_of, family_of, place_of
+from diffprobe.adapters.families import FAMILIES, Family
 from diffprobe.adapters.schedulers import distilled
 from diffprobe.adapters.stored import Stored, stored
 from diffprobe.adapters.weights import LoadOptions, quiet, resolve
@@ -119,11 +119,11 @@ def _pipeline(spec: str, place: Path, options: LoadOptions) -> Outline:
     if parts.get("scheduler") is None:
         raise UserError(f"{place / 'model_index.json'} names no scheduler: fetch it again", 4)
     check_scheduler(kind, parts["scheduler"])
-    pipelines = _pipelines(family.generator, family.editor, parts, index)
+    pipelines = _pipelines(family, parts, place)
     for name, part in parts.items():
         if isinstance(part, torch.nn.Module) and name != "vae":
             with quiet():
-                part.to(dtype)  # at last, since a pipeline made from another takes float32
+                part.to(dtype)
     model = assemble(kind, *pipelines, META)
     pipe = next(one for one in pipelines if one is not None)
     identity = {"source": spec, "family": kind, "dtype": str(dtype).removeprefix("torch."), **distilled(parts["scheduler"])}
@@ -143,7 +143,7 @@ def _part(place: Path, library: str, kind: str) -> tuple[Any, str | None]:
         with quiet():
             known = getattr(diffusers if library == "diffusers" else transformers, kind, None)
             return (None, f"{library} has no {kind} here: update it") if known is None else (_made(known, place), None)
-    except (*ERRORS, TypeError, ImportError) as error:
+    except (*ERRORS, TypeError) as error:
         told = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         return None, next((remedy for sign, remedy in REMEDIES.items() if sign in str(error)), f"cannot be read: {told}")
 
@@ -169,25 +169,17 @@ def _component(name: str, kind: str, part: Any, files: Stored | None, lacks: str
     return Component(name, kind, count, files, lacks or (files.lacks if files else "its weights are missing: fetch them"))
 
 
-def _pipelines(generator: str | None, editor: str | None, parts: Mapping[str, Any], index: Mapping[str, Any]) -> tuple[Any, Any]:
+def _pipelines(family: Family, parts: Mapping[str, Any], place: Path) -> tuple[Any, Any]:
     """The family's pipelines of parts that are there already, with the settings of a saved pipeline."""
-    import diffusers
-
-    from diffprobe.adapters.edm import ClassConditionalPipeline
-
-    def known(name: str) -> Any:
-        return ClassConditionalPipeline if name == "ClassConditionalPipeline" else getattr(diffusers, name)
-
-    names = [name for name in (generator, editor) if name is not None]
+    index = json.loads((place / "model_index.json").read_text())
     with quiet():
-        first = known(names[0])
+        first = class_of(family.generator or family.editor)
     taken = inspect.signature(first.__init__).parameters
     settings = {name: value for name, value in index.items() if name in taken and not isinstance(value, list)}
     absent = {name: None for name, one in taken.items() if one.default is one.empty and name != "self"}
     with quiet(), warnings.catch_warnings(action="ignore", category=FutureWarning):  # of settings that newer files have otherwise
         made = first(**{**absent, **settings, **{name: part for name, part in parts.items() if name in taken}})
-        edits = made if names[-1] == names[0] else known(names[-1]).from_pipe(made, torch_dtype=None)
-    return made if generator else None, edits if editor else None
+        return both(made, family, place)
 
 
 def _codec(spec: str, place: Path, options: LoadOptions) -> Outline:

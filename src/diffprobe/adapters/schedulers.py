@@ -88,13 +88,14 @@ class Visits:
 def _tried(visits: Visits) -> dict[int, tuple[float, ...]]:
     """The levels of a few numbers of steps, of which one can be taken at least; raises ValueError as the last of them does."""
     most = int(visits.scheduler.config.get("num_train_timesteps", 1000))
-    found = dict[int, tuple[float, ...]]()
+    found, refused = dict[int, tuple[float, ...]](), None
     for n in [n for n in _TRIED if n < most]:
         try:
             found[n] = visits(n)
-        except ValueError:
-            if n == _TRIED[-1] and not found:
-                raise
+        except ValueError as error:
+            refused = error
+    if refused is not None and not found:
+        raise refused
     return found
 
 

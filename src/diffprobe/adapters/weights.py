@@ -21,8 +21,9 @@ from diffprobe.errors import UserError
 SUMS = "SHA256SUMS"
 #: A weight file of a variant, such as "fp16", by its name.
 VARIANT = re.compile(r"\.([a-z]\w*)(?:-\d+-of-\d+)?\.safetensors$")
-#: What no adapter reads of a repository on the hub, and what pipelines keep beside their parts.
+#: Variants that repositories on the hub have, of which only the one asked for is fetched.
 VARIANTS = ("fp16", "bf16", "fp8", "non_ema")
+#: What no adapter reads of a repository.
 UNREAD = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.msgpack", "*.h5", "*.ot", "*.onnx", "*.onnx_data", "*.pb", "*.gguf", "*openvino*")
 _BLOB = re.compile(r"[0-9a-f]{64}")
 
@@ -63,7 +64,7 @@ class LoadOptions:
             device = torch.device(name)
         except RuntimeError as error:
             raise UserError(f"unknown device '{name}': use cpu, cuda or cuda:<number>, or {', '.join(MANNERS)}") from error
-        brief = "bfloat16" if not there or torch.cuda.is_bf16_supported() else "float16"
+        brief = "bfloat16" if not there or torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
         dtype = FORMATS[self.dtype or ("float32" if device.type == "cpu" else brief)]
         _check_format(device, dtype)
         return device, dtype
